@@ -1,0 +1,118 @@
+"""Every field of a run, with its default and meaning; pretrain and finetune start here.
+
+Fields are overridden on the command line: `--config.data.dir=PATH`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the fields that pre-training and fine-tuning share, with defaults."""
+    config = ml_collections.ConfigDict()
+    # Seed of everything random: initialisation, order, augmentation, dropout.
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    # 'folder' (images on disk) or 'toy' (made by the package).
+    config.data.name = "toy"
+    # folder: PATH with {real,fake}/ or {train,validation,test,finetune}/{real,fake}/.
+    config.data.dir = ""
+    # folder: what must not be split apart: 'file', 'folder', or a regex on the path
+    # below the class folder whose first group (or whole match) names the group.
+    config.data.group_by = "file"
+    # folder: the generator of a fake: 'folder' (first sub-folder) or a regex.
+    config.data.generator_by = "folder"
+    # folder: share of the groups in each split, by a stable hash of the group.
+    config.data.fractions = ml_collections.ConfigDict(
+        {"train": 0.5, "validation": 0.1, "test": 0.2, "finetune": 0.2}
+    )
+    # toy: 'upsampled', 'blended', or 'both'.
+    config.data.family = "both"
+    # toy: seed of the pictures (not of the training).
+    config.data.toy_seed = 0
+    # toy: images of each class in each split.
+    config.data.toy_examples = ml_collections.ConfigDict(
+        {"train": 2000, "validation": 250, "test": 500, "finetune": 1000}
+    )
+    # Where prepared datasets are kept; '' is $XDG_CACHE_HOME/fdftnet_jax.
+    config.data.cache_dir = ""
+    # The split that trains: 'train', or 'finetune' for FDFtNet.
+    config.data.train_split = "train"
+    # Images per class drawn from the training split by the seed; 0 takes all.
+    config.data.shots = 0
+    # How a record becomes the network's input; 'resize' stretches the whole image.
+    config.data.view = "resize"
+    # Side of the network's square input, in pixels.
+    config.data.size = 64
+    # Decoded views are kept in memory up to this many megabytes.
+    config.data.memory_megabytes = 2048
+    # Reader threads.
+    config.data.threads = 4
+
+    config.model = ml_collections.ConfigDict()
+    # 'classifier' (the backbone with its own top) or 'fdftnet'.
+    config.model.kind = "classifier"
+    # 'squeezenet' or 'shallownetv3'.
+    config.model.backbone = "squeezenet"
+    # fdftnet: N, the number of MBblockV3 on the backbone's features (Table 3).
+    config.model.num_blocks = 4
+    # fdftnet: M, the number of stages of the Fine-Tune Transformer (Table 2).
+    config.model.num_stages = 3
+    # fdftnet: stride of the first MBblockV3; the others have 1.
+    config.model.first_stride = 1
+
+    # fdftnet: the workdir of a pre-training run, whose best backbone is taken.
+    config.init_from = ""
+    # What is trained: 'all', or 'head' (everything but the backbone).
+    config.trainable = "all"
+
+    # Images in a global batch, over all devices; the devices must divide it.
+    config.batch_size = 128
+    # Longest run, and the length of the cosine schedule.
+    config.epochs = 300
+    # Stop after this many epochs without a lower validation loss.
+    config.patience = 20
+
+    config.optimizer = ml_collections.ConfigDict()
+    # Peak of the cosine schedule.
+    config.optimizer.learning_rate = 0.3
+    config.optimizer.momentum = 0.9
+    # Epochs of linear warm-up before the cosine.
+    config.optimizer.warmup_epochs = 0.0
+    # Largest global norm of a gradient; 0 does not clip.
+    config.optimizer.clip_norm = 0.0
+
+    config.augment = ml_collections.ConfigDict()
+    # Zoom per axis, uniform in 1 +- this.
+    config.augment.zoom = 0.0
+    # Rotation, uniform in +- this many degrees.
+    config.augment.rotation = 0.0
+    # Translation per axis, whole pixels, uniform in +- this.
+    config.augment.translation = 0
+    # Horizontal flip of half of the images.
+    config.augment.flip = False
+    # Cutout: 0..alpha squares of 4 * U{1..beta} pixels.
+    config.augment.cutout_alpha = 0
+    config.augment.cutout_beta = 5
+    return config
+
+
+def parse(argument: str) -> tuple[ml_collections.ConfigDict, bool]:
+    """Reads `BACKBONE,DATA[,paper]`.
+
+    Returns:
+      The config with its backbone and data set, and whether `paper` was asked for.
+
+    Raises:
+      ValueError: the argument does not have that form.
+    """
+    backbone, *rest = argument.split(",")
+    if not rest or rest[0] not in ("folder", "toy") or rest[1:] not in ([], ["paper"]):
+        raise ValueError(
+            f"config argument {argument!r}: expected BACKBONE,DATA or "
+            "BACKBONE,DATA,paper with DATA folder or toy, such as squeezenet,folder"
+        )
+    config = get_config()
+    config.model.backbone = backbone
+    config.data.name = rest[0]
+    return config, bool(rest[1:])

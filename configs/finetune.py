@@ -1,0 +1,33 @@
+"""Fine-tunes FDFtNet on a frozen, pre-trained backbone with a few shots per class.
+
+    python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
+        --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
+
+The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in learning rate,
+warm-up, batch and length; `paper` follows it to the letter.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
+    """Returns the config of `BACKBONE,DATA[,paper]`."""
+    config, paper = base.parse(argument)
+    config.model.kind = "fdftnet"
+    config.trainable = "head"
+    config.data.train_split = "finetune"
+    config.data.shots = 1000
+    config.augment.zoom = 0.2
+    config.augment.rotation = 0.2
+    config.augment.translation = 2
+    config.augment.flip = True
+    config.augment.cutout_alpha = 3
+    config.augment.cutout_beta = 5
+    if not paper:
+        config.optimizer.learning_rate = 0.05
+        config.optimizer.warmup_epochs = 2.0
+        config.batch_size = 32
+        config.epochs = 60
+    return config

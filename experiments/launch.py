@@ -1,0 +1,118 @@
+"""How every experiment starts: flags, one-line errors, exit codes."""
+
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fdftnet_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+# absl keeps its own flag --debug away from ours by module; ours is the first.
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Parses the flags and runs `main`; a user's mistake is one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    logging.set_verbosity(logging.WARNING)
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def run_training(default_config: str) -> None:
+    """Runs the training that `--config` describes in `--workdir`.
+
+    Args:
+      default_config: the config file and argument where `--config` is not given.
+    """
+    # The flag looks up each `--config.field` in the config as soon as it has one, so
+    # the default is an argument like any other, parsed where errors are caught.
+    config = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        f"Config file and its argument (default {default_config}).",
+        lock_config=True,
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv):
+        sys.argv.insert(1, f"--config={default_config}")
+
+    def main() -> None:
+        # JAX starts only when the flags are known to be right.
+        from fdftnet_jax.training import loop
+
+        loop.train_and_evaluate(config.value, workdir.value)
+
+    run(main)
+
+
+def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+    if len(argv) > 1:
+        _fail(f"unexpected argument {argv[1]!r}: options are given as --name=value")
+    try:
+        main()
+    except UserError as error:
+        if _DEBUG.value:
+            raise
+        _fail(str(error))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    for argument in argv:
+        file = re.match(r"--?config=([^:]*)", argument)
+        if file and not os.path.isfile(file[1]):
+            _fail(f"no config file {file[1]!r}; run from the repository root")
+    try:
+        return flags.FLAGS(argv)
+    # config_flags raises whatever its lookups and the config file itself raise.
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        _fail(_explain(error))
+
+
+def _explain(error: Exception) -> str:
+    """One line for what was wrong with the command line."""
+    known = _config_keys()
+    for argument in sys.argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and known and match[1] not in known:
+            near = difflib.get_close_matches(match[1], known, 1, 0.5)
+            hint = f"did you mean --config.{near[0]}?" if near else "see configs/base.py"
+            return f"no config key {match[1]!r}; {hint}"
+    # What a config file raised stands at the end of the traceback that absl quotes.
+    text = str(error).strip().rsplit("\n", 1)[-1].strip()
+    return f"{text}; see --help"
+
+
+def _config_keys() -> list[str]:
+    try:
+        from configs import base
+    except ImportError:
+        return []
+
+    def keys(config: ml_collections.ConfigDict, prefix: str) -> list[str]:
+        names = []
+        for name, value in config.items():
+            names.append(prefix + name)
+            if isinstance(value, ml_collections.ConfigDict):
+                names += keys(value, f"{prefix}{name}.")
+        return names
+
+    return keys(base.get_config(), "")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,229 @@
+"""Which image goes where: classes, groups, generators and splits of a folder.
+
+Splits are drawn by group (a person, a video), never by image, and never by class: the
+real and the fake images of a group always land in the same split.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from fdftnet_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test", "finetune")
+# The label of a class is its position.
+CLASSES = ("real", "fake")
+
+# Image formats with pictures of faces in practice, all read by Pillow.
+SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+}
+
+
+class ImageFile(NamedTuple):
+    """A file found by `list_images`."""
+
+    path: str  # Posix path relative to the folder.
+    split: str  # The split whose folder it lies in; '' in a folder without splits.
+    label: int  # 0 real, 1 fake.
+    inner: str  # Posix path below the class folder.
+
+
+class Example(NamedTuple):
+    """What is known of an image besides its pixels."""
+
+    path: str  # Posix path relative to the folder.
+    label: int  # 0 real, 1 fake.
+    group: str  # What must not be split apart.
+    generator: str  # What made a fake; '' for real images.
+
+
+def list_images(directory: str | os.PathLike) -> list[ImageFile]:
+    """Lists the images of a folder, sorted by path.
+
+    The folder holds `{real,fake}/**` or `{train,validation,test,finetune}/{real,fake}/
+    **`. Hidden files and folders are ignored, and so are files whose suffix is not in
+    `SUFFIXES`; links are followed.
+
+    Raises:
+      UserError: if there is no such folder, if its layout is neither of the two, or if
+        a class has no image.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise UserError(
+            f"expected a folder of images at {os.fspath(directory)!r}, found {found}; "
+            "give the path of a folder that holds real/ and fake/"
+        )
+    present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    given = [split for split in SPLITS if split in present]
+    if given and set(CLASSES) & set(present):
+        raise UserError(
+            f"expected {root} to hold either real/ and fake/ or splits, found both "
+            f"({', '.join(present)}); move one of them elsewhere"
+        )
+    if not given and not set(CLASSES) & set(present):
+        raise UserError(
+            f"expected {root} to hold real/ and fake/ (or {'/, '.join(SPLITS)}/ with "
+            f"real/ and fake/ in each), found {_enumerate(present)}; sort the images "
+            "into these folders"
+        )
+    images = []
+    for split in given or [""]:
+        for label, name in enumerate(CLASSES):
+            below = root / split / name
+            inner = _walk(below)
+            if not inner:
+                raise UserError(
+                    f"expected images in {below}, found "
+                    f"{'none' if below.is_dir() else 'no such folder'}; put the {name} "
+                    "images there"
+                )
+            prefix = PurePosixPath(split, name)
+            images += [ImageFile(str(prefix / p), split, label, p) for p in inner]
+    return sorted(images)
+
+
+def _walk(directory: Path) -> list[str]:
+    """Returns the posix paths of the images below a folder, relative to it."""
+    paths = []
+    for parent, folders, files in os.walk(directory, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                paths.append((Path(parent) / name).relative_to(directory).as_posix())
+    return paths
+
+
+def _enumerate(names: list[str], limit: int = 5) -> str:
+    shown = [f"{name}/" for name in names[:limit]]
+    more = [f"{len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join(shown + more) or "no folder"
+
+
+def group_of(inner: str, group_by: str) -> str:
+    """Names the group of an image: what must not be split apart.
+
+    Args:
+      inner: posix path below the class folder, so that the class is no part of it.
+      group_by: 'file' (the path without suffix), 'folder' (the folder of the file), or
+        a regex searched in the path, whose first group (or whole match) is the name.
+
+    Raises:
+      UserError: if the rule does not fit the path.
+    """
+    path = PurePosixPath(inner)
+    if group_by == "file":
+        return str(path.with_suffix(""))
+    if group_by == "folder":
+        if len(path.parts) == 1:
+            raise UserError(
+                "expected group_by=folder to find every image in a folder below its "
+                f"class folder, found {inner!r} directly in it; move it into the "
+                "folder of its group or choose another group_by"
+            )
+        return str(path.parent)
+    return _search("group_by", group_by, inner)
+
+
+def generator_of(inner: str, generator_by: str, label: int) -> str:
+    """Names the generator of a fake image; '' for a real one.
+
+    Args:
+      inner: posix path below the class folder.
+      generator_by: 'folder' (the first folder below `fake/`, 'unknown' for an image
+        directly in it), or a regex as in `group_of`.
+      label: 0 real, 1 fake.
+
+    Raises:
+      UserError: if the rule does not fit the path.
+    """
+    if label == 0:
+        return ""
+    if generator_by == "folder":
+        parts = PurePosixPath(inner).parts
+        return parts[0] if len(parts) > 1 else "unknown"
+    return _search("generator_by", generator_by, inner)
+
+
+def _search(field: str, pattern: str, inner: str) -> str:
+    try:
+        match = re.search(pattern, inner)
+    except re.error as error:
+        raise UserError(
+            f"expected {field} to be 'file', 'folder' or a regular expression, found "
+            f"{pattern!r} ({error}); correct the expression"
+        ) from error
+    name = match and (match.group(1) if match.re.groups else match.group())
+    if not name:
+        raise UserError(
+            f"expected {field}={pattern!r} to name something in every path, found no "
+            f"match in {inner!r}; widen the expression or move the file"
+        )
+    return name
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raises UserError unless these are shares of `SPLITS` that sum to 1."""
+    valid = set(fractions) <= set(SPLITS) and all(f >= 0 for f in fractions.values())
+    if not valid or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UserError(
+            f"expected fractions of {', '.join(SPLITS)} that are not negative and sum "
+            f"to 1, found {dict(fractions)}; correct them"
+        )
+
+
+def split_of(group: str, fractions: Mapping[str, float]) -> str:
+    """Draws the split of a group by a hash of its name alone.
+
+    The draw is the same on every machine and does not depend on what else is in the
+    folder: new images never move old ones to another split.
+
+    Args:
+      group: name of the group.
+      fractions: share of the groups in each of `SPLITS`; 0 makes no such split.
+    """
+    digest = hashlib.sha256(group.encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    made = [split for split in SPLITS if fractions.get(split, 0) > 0]
+    for split in made:
+        position -= fractions[split]
+        if position < 0:
+            return split
+    return made[-1]  # The fractions sum to a hair less than 1.
+
+
+def assign(
+    images: list[ImageFile],
+    *,
+    group_by: str,
+    generator_by: str,
+    fractions: Mapping[str, float],
+) -> dict[str, list[Example]]:
+    """Sorts the images of a folder into splits.
+
+    Args:
+      images: what `list_images` found.
+      group_by: see `group_of`.
+      generator_by: see `generator_of`.
+      fractions: see `split_of`; unused for a folder that is already split.
+
+    Returns:
+      The examples of every split that got any, in the order of `SPLITS`.
+
+    Raises:
+      UserError: if a rule does not fit a path, or the fractions are no shares.
+    """
+    check_fractions(fractions)
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for path, given, label, inner in images:
+        group = group_of(inner, group_by)
+        generator = generator_of(inner, generator_by, label)
+        split = given or split_of(group, fractions)
+        splits[split].append(Example(path, label, group, generator))
+    return {split: examples for split, examples in splits.items() if examples}

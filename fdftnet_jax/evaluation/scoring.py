@@ -1,0 +1,190 @@
+"""Scores a split with the best checkpoint of a run, and writes what it found."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from fdftnet_jax.data import forgery_faces, images, pipeline
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.evaluation import metrics
+from fdftnet_jax.models import registry
+from fdftnet_jax.training import steps
+from fdftnet_jax.training.checkpoint import Checkpoints
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorflow-datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A scored split.
+
+    Attributes:
+      dataset: the short name of the data.
+      directory: its folder, '' for the toy.
+      split: one of the splits, or 'all'.
+      step: of the checkpoint.
+      logits: [n, 2] float32.
+      records: path, group, generator and label of each image.
+    """
+
+    dataset: str
+    directory: str
+    split: str
+    step: int
+    logits: np.ndarray
+    records: list[dict[str, Any]]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int32, real = 0, fake = 1."""
+        return np.array([record["label"] for record in self.records], np.int32)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """See `metrics.binary_metrics`."""
+        return metrics.binary_metrics(self.labels, self.logits)
+
+
+def score_split(
+    workdir: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    data: dict[str, Any] | None = None,
+    batch_size: int = 256,
+) -> Scores:
+    """Scores every image of a split exactly once with a run's best checkpoint.
+
+    Args:
+      workdir: of a pre-training or fine-tuning run.
+      split: 'train', 'validation', 'test', 'finetune' or 'all'.
+      data: fields of `config.data` that replace those of the run, for other data.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+
+    Returns:
+      The scores, in the order of the split.
+
+    Raises:
+      UserError: no checkpoint, no such data, or an empty class.
+    """
+    checkpoints = Checkpoints(workdir)
+    meta = checkpoints.load_meta()
+    variables = checkpoints.load_variables()
+    step = checkpoints.best
+    checkpoints.close()
+    preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
+    config = ml_collections.ConfigDict({**meta["data"], **(data or {})})
+    if split == "all" and config.name == "folder":
+        trained_on = os.path.abspath(os.path.expanduser(meta["data"]["dir"]))
+        same = os.path.abspath(os.path.expanduser(config.dir)) == trained_on
+        if meta["data"]["name"] == "folder" and same:
+            warnings.warn(
+                f"--split=all of {config.dir} holds the images that the detector was "
+                "trained on: these figures say nothing about new images",
+                stacklevel=2,
+            )
+    dataset = forgery_faces.prepare(config, needed=(split,))
+    records = dataset.source(split)
+    source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
+    model = registry.build(meta["model"])
+    eval_step = functools.partial(
+        steps.eval_step,
+        apply=model.apply,
+        scale=functools.partial(images.scale, scaling=preprocessing.scaling),
+    )
+    devices = jax.device_count()
+    batches = pipeline.eval_batches(
+        source,
+        -(-batch_size // devices) * devices,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    _, logits = steps.evaluate(
+        jax.pmap(eval_step, axis_name=steps.AXIS),
+        steps.replicate(variables),
+        batches,
+        len(source),
+    )
+    columns = ("path", "group", "generator", "label")
+    rows = [{name: record[name] for name in columns} for record in records]
+    return Scores(dataset.name, dataset.directory, split, int(step or 0), logits, rows)
+
+
+def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Writes `WORKDIR/evaluation/<dataset>-<split>.json` and `..._scores.csv`.
+
+    Returns:
+      The paths of both.
+    """
+    directory = Path(workdir) / "evaluation"
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = f"{scores.dataset}-{scores.split}"
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": scores.dataset,
+        "split": scores.split,
+        "data_directory": scores.directory,
+        "checkpoint_step": scores.step,
+        **scores.metrics,
+        "environment": environment(),
+    }
+    json_path = directory / f"{stem}.json"
+    json_path.write_text(json.dumps(report, indent=2) + "\n")
+    csv_path = directory / f"{stem}_scores.csv"
+    with csv_path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["path", "group", "generator", "label", "logit", "score"]
+        )
+        for record, logit, score in zip(
+            scores.records,
+            metrics.logit(scores.logits),
+            metrics.score(scores.logits),
+            strict=True,
+        ):
+            writer.writerow([*record.values(), f"{logit:.9g}", f"{score:.9g}"])
+    return json_path, csv_path
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, command line and git commit of this process."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "flags": sys.argv[1:],
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """The commit of this code, with '+changes' where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,55 @@
+"""FDFtNet (Jeon, Bang, Woo 2020, Fig. 1): a backbone and the two branches beside it."""
+
+import flax.linen as nn
+import jax
+
+from fdftnet_jax.models.fine_tune_transformer import FineTuneTransformer
+from fdftnet_jax.models.layers import Dense
+from fdftnet_jax.models.mobilenet_v3 import MobileNetHead
+
+
+class FDFtNet(nn.Module):
+    """Adds MBblockV3 on the backbone's features to the Fine-Tune Transformer's output.
+
+    Attributes:
+      backbone: a module `(images, *, train) -> [batch, h, w, channels]`.
+      num_blocks: N, the number of MBblockV3.
+      num_stages: M, the number of stages of the Fine-Tune Transformer.
+      first_stride: stride of the first MBblockV3.
+      num_classes: of the logits.
+      axis_name: the pmapped axis of the global batch, for batch statistics.
+    """
+
+    backbone: nn.Module
+    num_blocks: int = 4
+    num_stages: int = 3
+    first_stride: int = 1
+    num_classes: int = 2
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, train_backbone: bool = False
+    ) -> jax.Array:
+        """Classifies images.
+
+        Args:
+          images: [batch, height, width, 3] float32 in [-1, 1].
+          train: whether the new branches use the batch's own statistics.
+          train_backbone: whether the backbone does, too, with its dropout on; a frozen
+            backbone runs as in inference.
+
+        Returns:
+          Logits [batch, num_classes].
+        """
+        features = self.backbone(images, train=train and train_backbone)
+        x = MobileNetHead(
+            self.num_blocks,
+            self.first_stride,
+            axis_name=self.axis_name,
+            name="mobilenet_head",
+        )(features, train=train)
+        x += FineTuneTransformer(
+            self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
+        )(images, train=train)
+        return Dense(self.num_classes, name="classifier")(x)

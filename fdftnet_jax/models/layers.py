@@ -1,0 +1,60 @@
+"""The layers that the networks share: convolution, normalisation, dropout, gates."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdftnet_jax.ops import convolution
+
+# New layers start as in the paper's Keras code: Glorot-uniform kernels, zero biases.
+Conv = functools.partial(
+    nn.Conv,
+    kernel_init=nn.initializers.glorot_uniform(),
+    conv_general_dilated=convolution.conv_general_dilated,
+)
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
+# Keras's epsilon; its momentum of 0.99 lags for tens of epochs at 16 steps an epoch.
+BatchNorm = functools.partial(nn.BatchNorm, epsilon=1e-3, momentum=0.9)
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """ReLU6(x + 3) / 6 (Howard et al. 2019), in [0, 1]."""
+    return nn.relu6(x + 3) / 6
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x ReLU6(x + 3) / 6 (FDFtNet Eq. 4)."""
+    return x * hard_sigmoid(x)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask depends on the example's place in the global batch.
+
+    One device, eight devices and a resumed run therefore drop the same units.
+
+    Attributes:
+      rate: the probability of dropping a unit, in [0, 1).
+      axis_name: the pmapped axis that the global batch is spread over, or None.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `x`, [batch, ...], masked and rescaled when `train`."""
+        if not train or self.rate == 0:
+            return x
+        first = 0
+        if self.axis_name is not None and not self.is_initializing():
+            first = jax.lax.axis_index(self.axis_name) * x.shape[0]
+        rng = self.make_rng("dropout")
+        keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(
+            first + jnp.arange(x.shape[0])
+        )
+        keep = jax.vmap(
+            lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:])
+        )(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0)

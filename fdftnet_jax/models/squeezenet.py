@@ -1,0 +1,83 @@
+"""SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360).
+
+Follows version 1.1 of the authors' release: a 3x3/2 stem of 64 filters and max-pools
+after conv1, fire3 and fire5. Nothing is padded but the 3x3 expand convolutions. There is no
+batch normalisation. conv10 is followed by ReLU and global average pooling, as
+published, so that its logits are never negative. Kernels start He-uniform, conv10's
+normal with deviation 0.01: without normalisation, Glorot's smaller kernels let the signal
+fade over ten layers of ReLU, and that last ReLU then dies.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdftnet_jax.models import layers
+from fdftnet_jax.models.layers import Dropout
+from fdftnet_jax.ops.pooling import max_pool
+
+Conv = functools.partial(layers.Conv, kernel_init=nn.initializers.he_uniform())
+
+
+class Fire(nn.Module):
+    """Squeezes the channels, then expands them by 1x1 and 3x3 convolutions."""
+
+    squeeze: int
+    expand: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, c] -> [b, h, w, 2 * expand]."""
+        x = nn.relu(Conv(self.squeeze, (1, 1), name="squeeze1x1")(x))
+        left = nn.relu(Conv(self.expand, (1, 1), name="expand1x1")(x))
+        right = nn.relu(Conv(self.expand, (3, 3), name="expand3x3")(x))
+        return jnp.concatenate([left, right], axis=-1)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet 1.1; 722,496 parameters without its top.
+
+    Attributes:
+      num_classes: None returns the feature map after fire9.
+      axis_name: the pmapped axis of the global batch, for dropout.
+    """
+
+    num_classes: int | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Classifies images.
+
+        Args:
+          images: [batch, height, width, 3] float32 in [-1, 1].
+          train: whether dropout is on.
+
+        Returns:
+          Logits [batch, num_classes], or the feature map: [batch, 3, 3, 512] at 64x64.
+        """
+        x = nn.relu(Conv(64, (3, 3), 2, padding="VALID", name="conv1")(images))
+        x = max_pool(x, 3, 2)
+        x = Fire(16, 64, name="fire2")(x)
+        x = Fire(16, 64, name="fire3")(x)
+        x = max_pool(x, 3, 2)
+        x = Fire(32, 128, name="fire4")(x)
+        x = Fire(32, 128, name="fire5")(x)
+        x = max_pool(x, 3, 2)
+        x = Fire(48, 192, name="fire6")(x)
+        x = Fire(48, 192, name="fire7")(x)
+        x = Fire(64, 256, name="fire8")(x)
+        x = Fire(64, 256, name="fire9")(x)
+        if self.num_classes is None:
+            return x
+        x = Dropout(0.5, self.axis_name, name="drop9")(x, train=train)
+        top = Conv(
+            self.num_classes,
+            (1, 1),
+            kernel_init=nn.initializers.normal(0.01),
+            name="conv10",
+        )
+        x = nn.relu(top(x))
+        return jnp.mean(x, axis=(1, 2))

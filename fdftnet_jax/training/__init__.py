@@ -1,0 +1,1 @@
+"""Freezing, optimiser, pmapped steps, checkpoints and the training loop."""

@@ -1,0 +1,64 @@
+"""What is trainable, as a function of the phase of a run."""
+
+import re
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey
+
+from fdftnet_jax.errors import UserError
+
+# Phase -> pattern of the parameters that it freezes, matched from the start of their
+# path; None freezes nothing.
+PHASES: dict[str, str | None] = {"head": "backbone/", "all": None}
+
+Tree = Any
+
+
+def trainable_mask(params: Tree, phase: str) -> Tree:
+    """Says which parameters a phase trains.
+
+    Args:
+      params: nested dict of parameters.
+      phase: one of `PHASES`: 'head' freezes the backbone, 'all' freezes nothing.
+
+    Returns:
+      A tree of bool like `params`.
+
+    Raises:
+      UserError: the phase is unknown, or its pattern freezes nothing or everything.
+    """
+    if phase not in PHASES:
+        raise UserError(f"trainable is {phase!r}: expected one of {', '.join(PHASES)}")
+    pattern = PHASES[phase]
+
+    def is_trainable(path: tuple[DictKey, ...], _) -> bool:
+        name = "/".join(str(key.key) for key in path)
+        return pattern is None or re.match(pattern, name) is None
+
+    mask = jax.tree_util.tree_map_with_path(is_trainable, params)
+    leaves = jax.tree.leaves(mask)
+    if pattern is not None and (all(leaves) or not any(leaves)):
+        what = "nothing" if all(leaves) else "everything"
+        raise UserError(
+            f"trainable={phase!r} would freeze {what} (pattern {pattern!r}); it is for "
+            f"FDFtNet on a backbone: here the parts are {', '.join(sorted(params))}"
+        )
+    return mask
+
+
+def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
+    """Splits parameters in (trainable, frozen), with None where the other has a leaf."""
+    trainable = jax.tree.map(lambda p, m: p if m else None, params, mask)
+    frozen = jax.tree.map(lambda p, m: None if m else p, params, mask)
+    return trainable, frozen
+
+
+def merge(trainable: Tree, frozen: Tree) -> Tree:
+    """Undoes `partition`."""
+    return jax.tree.map(
+        lambda t, f: f if t is None else t,
+        trainable,
+        frozen,
+        is_leaf=lambda leaf: leaf is None,
+    )

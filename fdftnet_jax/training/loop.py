@@ -1,0 +1,437 @@
+"""A run from its config to its last checkpoint."""
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from fdftnet_jax.data import augment, forgery_faces, images, pipeline
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
+from fdftnet_jax.training import freezing, optimizer, steps
+from fdftnet_jax.training.checkpoint import (
+    LABELS,
+    Checkpoints,
+    Progress,
+    check_fits,
+)
+
+# Changing these changes no number of a run, so a resumed one may.
+_FREE_KEYS = ("data.cache_dir", "data.memory_megabytes", "data.threads")
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Trains the network of a config, validating and saving after every epoch.
+
+    Called again with the same workdir, it goes on after the last saved epoch, with the
+    same numbers as if it had never stopped.
+
+    Args:
+      config: all fields of `configs/base.py`.
+      workdir: gets `config.json`, `checkpoints/`, `history.jsonl` (a row an epoch) and
+        `tensorboard/`.
+
+    Raises:
+      UserError: the config, the data or the workdir do not fit, or training diverged.
+    """
+    # Log.
+    steps.check_batch_size(config.batch_size)
+    directory = Path(workdir)
+    _check_config(config, directory)
+
+    # Data.
+    preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
+    dataset = forgery_faces.prepare(
+        config.data, needed=(config.data.train_split, "validation")
+    )
+    train_source = _train_source(config, dataset, preprocessing)
+    validation_source = pipeline.ViewSource(
+        dataset.source("validation"), preprocessing, config.data.memory_megabytes
+    )
+    validation_batches = functools.partial(
+        pipeline.eval_batches,
+        validation_source,
+        config.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+        config.data.threads,
+    )
+    steps_per_epoch = max(1, len(train_source) // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+
+    # Model.
+    model = registry.build(config.model, axis_name=steps.AXIS)
+    variables = _initialise(model, config, preprocessing)
+    if config.model.kind == "fdftnet":
+        variables = _with_backbone(variables, config, preprocessing)
+    apply = model.apply
+    if config.model.kind == "fdftnet" and config.trainable == "all":
+        apply = functools.partial(model.apply, train_backbone=True)
+
+    # Optimiser.
+    mask = freezing.trainable_mask(variables["params"], config.trainable)
+    schedule = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
+    task = steps.Task(
+        apply=apply,
+        scale=functools.partial(images.scale, scaling=preprocessing.scaling),
+        augment=_augmentation(config.augment),
+        l2=registry.l2_weights(config.model),
+        optimizer=optimizer.create(config.optimizer, schedule, mask),
+        mask=mask,
+        seed=config.seed,
+    )
+
+    # State.
+    state = steps.TrainState(
+        step=np.zeros((), np.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=task.optimizer.init(variables["params"]),
+    )
+
+    # Restore.
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {directory}: {error}") from error
+    checkpoints = Checkpoints(workdir, create=True)
+    meta = {
+        "model": config.model.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "labels": LABELS,
+        "data": config.data.to_dict(),
+        "dataset": dataset.fingerprint,
+    }
+    progress = Progress()
+    if checkpoints.latest is not None:
+        saved = checkpoints.load_meta(checkpoints.latest)
+        progress = Progress(**saved["progress"])
+        if saved["dataset"] != dataset.fingerprint:
+            raise UserError(
+                f"the data of {workdir} has changed since the run began (it was "
+                f"{saved['dataset']}, it is {dataset.fingerprint}): restore it, or "
+                "start in a new --workdir"
+            )
+        if progress.finished:
+            _say(
+                f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
+                f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
+            )
+            return
+        state = checkpoints.load_state(state)
+        _say(f"resuming {workdir} after epoch {progress.epoch}")
+
+    # What was wrong with the config has shown by now.
+    _write_config(config, directory)
+
+    # Compile.
+    p_train_step, p_eval_step = steps.pmap_steps(task)
+    state = steps.replicate(state)
+
+    # Loop.
+    batches = pipeline.train_batches(
+        [(train_source, 1.0)],
+        config.batch_size,
+        config.seed,
+        start_step=progress.epoch * steps_per_epoch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+    )
+    trained = sum(p.size for p, m in zip(*map(jax.tree.leaves, (variables["params"], mask)), strict=True) if m)
+    _say(
+        f"training {trained:,} parameters on {len(train_source):,} images of "
+        f"{dataset.name}, {jax.device_count()} device(s), {steps_per_epoch} steps an "
+        f"epoch, at most {config.epochs} epochs"
+    )
+    with (
+        _History(directory, progress.epoch) as history,
+        tqdm(
+            total=total_steps,
+            initial=progress.epoch * steps_per_epoch,
+            unit="img",
+            unit_scale=config.batch_size,
+            disable=None,  # shown on a terminal only
+        ) as bar,
+    ):
+        while not progress.finished:
+            start = time.perf_counter()
+            epoch_metrics = []
+            for _ in range(steps_per_epoch):
+                state, metrics = p_train_step(state, steps.shard(next(batches)))
+                epoch_metrics.append(metrics)
+                bar.update()
+            epoch_metrics = [steps.unreplicate(metrics) for metrics in epoch_metrics]
+            train = steps.means(jax.tree.map(lambda *m: sum(m), *epoch_metrics))
+            seconds = time.perf_counter() - start
+            validation, _ = steps.evaluate(
+                p_eval_step,
+                {"params": state.params, "batch_stats": state.batch_stats},
+                validation_batches(),
+                len(validation_source),
+            )
+            _check_finite(train["loss"], validation["loss"], progress, workdir)
+            _advance(progress, validation["loss"], config)
+            host_state = steps.unreplicate(state)
+            checkpoints.save(
+                host_state,
+                {**meta, "progress": dataclasses.asdict(progress)},
+                validation["loss"],
+            )
+            row = {
+                "epoch": progress.epoch,
+                "step": int(host_state.step),
+                "train_loss": train["loss"],
+                "train_accuracy": train["accuracy"],
+                "validation_loss": validation["loss"],
+                "validation_accuracy": validation["accuracy"],
+                "learning_rate": float(schedule(host_state.step)),
+                "images_per_second": steps_per_epoch * config.batch_size / seconds,
+                **_gammas(host_state.params),
+            }
+            history.add(row)
+            bar.set_postfix(
+                loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
+            )
+            _say(_line(row, progress, config.epochs, time.perf_counter() - start))
+    checkpoints.close()
+    _say(
+        f"finished after {progress.epoch} epochs; best validation loss "
+        f"{progress.best_loss:.4f} in epoch {progress.best_epoch}; next: "
+        f"python -m experiments.evaluate --workdir={workdir} --split=test"
+    )
+
+
+def _check_config(config: ml_collections.ConfigDict, directory: Path) -> None:
+    """Raises UserError where the workdir holds a run with another config."""
+    path = directory / "config.json"
+    if not path.exists():
+        return
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in _FREE_KEYS
+    ]
+    if changed:
+        raise UserError(
+            f"{directory} holds a run with another config ({'; '.join(changed)}): "
+            "give the old values to go on with it, or a new --workdir"
+        )
+
+
+def _write_config(config: ml_collections.ConfigDict, directory: Path) -> None:
+    resolved = json.loads(config.to_json())
+    text = json.dumps(resolved, indent=2, sort_keys=True) + "\n"
+    (directory / "config.json").write_text(text)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _train_source(
+    config: ml_collections.ConfigDict,
+    dataset: forgery_faces.FaceDataset,
+    preprocessing: images.Preprocessing,
+) -> pipeline.Source:
+    records = dataset.source(config.data.train_split)
+    source = pipeline.ViewSource(records, preprocessing, config.data.memory_megabytes)
+    if not config.data.shots:
+        return source
+    indices, found = pipeline.draw_shots(
+        pipeline.labels(records), config.data.shots, config.seed
+    )
+    if min(found) < config.data.shots:
+        _say(
+            f"fewer than {config.data.shots} shots per class in the split "
+            f"{config.data.train_split!r} of {dataset.name}: taking {found[0]} real "
+            f"and {found[1]} fake"
+        )
+    return pipeline.Subset(source, indices)
+
+
+def _initialise(model, config, preprocessing) -> dict[str, Any]:
+    """The network's initial variables, on the host."""
+    shape = (1, preprocessing.size, preprocessing.size, 3)
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(config.seed), jnp.zeros(shape)
+    )
+    return {"batch_stats": {}} | jax.device_get(variables)
+
+
+def _with_backbone(
+    variables: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    preprocessing: images.Preprocessing,
+) -> dict[str, Any]:
+    """FDFtNet's variables with the backbone of `config.init_from`."""
+    if not config.init_from:
+        raise UserError(
+            "FDFtNet starts from a pre-trained backbone: give the workdir of "
+            "experiments.pretrain with --config.init_from=PATH"
+        )
+    checkpoints = Checkpoints(config.init_from)
+    meta = checkpoints.load_meta()
+    name = meta["model"]["backbone"]
+    if name != config.model.backbone:
+        raise UserError(
+            f"{config.init_from} holds the backbone {name!r}, the config asks for "
+            f"{config.model.backbone!r}: use the config of the same backbone"
+        )
+    if meta["preprocessing"] != preprocessing.to_dict():
+        raise UserError(
+            f"{config.init_from} was trained on {meta['preprocessing']}, the config "
+            f"asks for {preprocessing.to_dict()}: use the same view and size"
+        )
+    _check_same_splits(meta["data"], config)
+    saved = checkpoints.load_variables()
+    checkpoints.close()
+    found = {}
+    for collection, expected in variables.items():
+        tree = saved[collection]
+        if meta["model"]["kind"] == "fdftnet":
+            tree = tree.get("backbone", {})
+        expected = expected.get("backbone", {})
+        # The classification layers are cut off.
+        tree = {layer: tree[layer] for layer in expected if layer in tree}
+        check_fits(tree, expected, f"the backbone in {config.init_from}")
+        found[collection] = {**variables[collection], **({"backbone": tree} if tree else {})}
+    return found
+
+
+def _check_same_splits(
+    pretrained_on: dict[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Two ways of splitting one folder would mix its splits."""
+    data = config.data.to_dict()
+    if any(pretrained_on[key] != data[key] for key in ("name", "dir")):
+        return
+    if data["name"] == "folder" and any(
+        pretrained_on[key] != data[key] for key in ("fractions", "group_by")
+    ):
+        raise UserError(
+            f"{config.init_from} was trained on the same folder split by "
+            f"fractions={pretrained_on['fractions']}, "
+            f"group_by={pretrained_on['group_by']!r}; another split would test on "
+            "images that the backbone was trained on: give the same values"
+        )
+
+
+def _augmentation(options: ml_collections.ConfigDict):
+    """The augmentation of a config, None where every part of it is off."""
+    parts = ("zoom", "rotation", "translation", "flip", "cutout_alpha")
+    if not any(options[part] for part in parts):
+        return None
+
+    def augment_images(rng, indices, batch):
+        keys = augment.example_keys(rng, indices)
+        return augment.augment_batch(keys, batch, **options.to_dict())
+
+    return augment_images
+
+
+def _check_finite(
+    train: float, validation: float, progress: Progress, workdir: str
+) -> None:
+    if not np.isfinite([train, validation]).all():
+        raise UserError(
+            f"the loss is no longer finite in epoch {progress.epoch + 1} (training "
+            f"{train}, validation {validation}): the checkpoints in {workdir} end at "
+            f"epoch {progress.epoch}; start in a new --workdir with a lower "
+            "--config.optimizer.learning_rate"
+        )
+
+
+def _advance(
+    progress: Progress, validation_loss: float, config: ml_collections.ConfigDict
+) -> None:
+    progress.epoch += 1
+    if validation_loss < progress.best_loss:
+        progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
+    stale = progress.epoch - progress.best_epoch
+    progress.finished = progress.epoch >= config.epochs or stale >= config.patience
+
+
+def _gammas(params: dict[str, Any]) -> dict[str, float]:
+    """gamma of each stage of the Fine-Tune Transformer; it starts at 0 (Eq. 3)."""
+    branch = params.get("fine_tune_transformer", {})
+    return {
+        f"gamma_{name}": float(layer["gamma"])
+        for name, layer in branch.items()
+        if "gamma" in layer
+    }
+
+
+class _History:
+    """One row an epoch, in `history.jsonl` and as TensorBoard events."""
+
+    def __init__(self, directory: Path, epoch: int):
+        """Drops the rows of epochs after `epoch`, which a resumed run repeats."""
+        path = directory / "history.jsonl"
+        rows = read_history(directory) if path.exists() else []
+        rows = [row for row in rows if row["epoch"] <= epoch]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a")
+        self._events = SummaryWriter(
+            str(directory / "tensorboard"),
+            purge_step=rows[-1]["step"] + 1 if rows else 0,
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                self._events.add_scalar(name, value, row["step"])
+        self._events.flush()
+
+    def __enter__(self) -> "_History":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_history(workdir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run, one an epoch.
+
+    Each has epoch, step, train_loss, train_accuracy, validation_loss,
+    validation_accuracy, learning_rate, images_per_second, and gamma_attention<m>.
+    """
+    lines = (Path(workdir) / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _line(row: dict, progress: Progress, epochs: int, seconds: float) -> str:
+    left = (epochs - progress.epoch) * seconds
+    best = "  best" if progress.best_epoch == progress.epoch else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"validation loss {row['validation_loss']:.4f} "
+        f"accuracy {row['validation_accuracy']:.3f}  "
+        f"{row['images_per_second']:.0f} images/s  "
+        f"at most {left / 60:.1f} min left{best}"
+    )
+
+
+def _say(text: str) -> None:
+    """Tells the user on stderr, above a progress bar where there is one."""
+    tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,237 @@
+"""The functions that run on the devices: one training step, one evaluation step.
+
+Both are plain functions of (state, batch); `pmap_steps` is where they meet pmap, and
+`replicate` / `unreplicate` / `shard` are the only places that know of device axes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.jax_utils
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.training import freezing
+
+AXIS = "batch"
+Batch = Mapping[str, Any]
+# Sums over the global batch: {'loss': ..., 'correct': ..., 'count': ...}
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes and a checkpoint keeps."""
+
+    step: jax.Array  # int32, steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The statics of a step.
+
+    Attributes:
+      apply: `(variables, images, train=, ...) -> logits`, the network's apply function.
+      scale: [b, h, w, 3] in [0, 255] -> the network's input.
+      augment: `(rng, indices [b], images [b, h, w, 3] in [0, 255]) -> images`, where
+        `indices` are places in the global batch; None for none.
+      l2: weight of the sum of squared kernels, by top-level part; '' is the whole.
+      optimizer: the masked gradient transformation.
+      mask: tree of bool, True where trainable.
+      seed: of augmentation and dropout.
+    """
+
+    apply: Callable[..., Any]
+    scale: Callable[[jax.Array], jax.Array]
+    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None
+    l2: Mapping[str, float]
+    optimizer: optax.GradientTransformation
+    mask: Any
+    seed: int
+
+
+def l2_penalty(params: Any, weights: Mapping[str, float]) -> jax.Array:
+    """Sum of squares of the kernels (no 1/2, as Keras counts), weighted by part."""
+    total = jnp.zeros(())
+    for part, weight in weights.items():
+        tree = params if part == "" else params.get(part, {})
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if weight and path[-1].key == "kernel":
+                total += weight * jnp.sum(jnp.square(leaf))
+    return total
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, task: Task
+) -> tuple[TrainState, Metrics]:
+    """One update from one device's share of the global batch.
+
+    Randomness is a function of (seed, step, index in the global batch).
+
+    Args:
+      state: replicated over the devices.
+      batch: image [b, h, w, 3] uint8, label [b] int32; the same b on every device.
+      task: the statics.
+
+    Returns:
+      The next state, and the metrics' sums over the global batch.
+    """
+    size = batch["label"].shape[0]
+    rng = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    augment_rng, dropout_rng = jax.random.split(rng)
+    images = batch["image"].astype(jnp.float32)
+    if task.augment is not None:
+        indices = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+        images = task.augment(augment_rng, indices, images)
+    images = task.scale(images)
+    trainable, frozen = freezing.partition(state.params, task.mask)
+
+    def loss_fn(trainable):
+        params = freezing.merge(trainable, frozen)
+        logits, updates = task.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_rng},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        penalty = l2_penalty(trainable, task.l2)
+        return jnp.mean(losses) + penalty, (losses, logits, updates)
+
+    gradients, (losses, logits, updates) = jax.grad(loss_fn, has_aux=True)(trainable)
+    gradients = jax.lax.pmean(gradients, AXIS)
+    # Frozen leaves get the zeros that the optimiser's mask expects; XLA removes them.
+    gradients = freezing.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
+    update, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
+    metrics = _sums(logits, losses, batch["label"], jnp.ones(size))
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, update),
+        # Statistics of a backbone in inference mode come back as they went in.
+        batch_stats=updates.get("batch_stats", state.batch_stats),
+        opt_state=opt_state,
+    )
+    return state, jax.lax.psum(metrics, AXIS)
+
+
+def eval_step(
+    variables: Any,
+    batch: Batch,
+    *,
+    apply: Callable[..., Any],
+    scale: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+    """Scores one device's share of a batch.
+
+    Args:
+      variables: `params` and `batch_stats`, replicated.
+      batch: image [b, h, w, 3] uint8, label [b], index [b], mask [b]; mask 0 is padding.
+      apply: as in `Task`.
+      scale: as in `Task`.
+
+    Returns:
+      Of the whole global batch, on every device: logits [devices, b, 2],
+      index and mask [devices, b], and the metrics' sums `loss`, `correct`, `count`.
+    """
+    logits = apply(variables, scale(batch["image"]), train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    sums = _sums(logits, losses, batch["label"], batch["mask"])
+    rows = {"logits": logits, "index": batch["index"], "mask": batch["mask"]}
+    return jax.lax.psum(sums, AXIS) | jax.lax.all_gather(rows, AXIS)
+
+
+def _sums(logits, losses, labels, mask) -> Metrics:
+    called_fake = logits[:, 1] >= logits[:, 0]  # P(fake) >= 1/2
+    return {
+        "loss": jnp.sum(losses * mask),
+        "correct": jnp.sum((called_fake == (labels == 1)) * mask),
+        "count": jnp.sum(mask),
+    }
+
+
+def means(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Sums -> {'loss': nats, 'accuracy': in [0, 1]} per example."""
+    count = float(metrics["count"])
+    return {
+        "loss": float(metrics["loss"]) / count,
+        "accuracy": float(metrics["correct"]) / count,
+    }
+
+
+def evaluate(
+    p_eval_step, variables: Any, batches: Iterable[Batch], num_examples: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """Scores a source, every example exactly once.
+
+    Args:
+      p_eval_step: from `pmap_steps`.
+      variables: `params` and `batch_stats`, replicated.
+      batches: this process's share, as `pipeline.eval_batches` yields it.
+      num_examples: in the source, over all processes.
+
+    Returns:
+      The means over the source (see `means`), and its logits [num_examples, 2] in the
+      order of the source.
+    """
+    logits = np.full((num_examples, 2), np.nan, np.float32)
+    sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    for batch in batches:
+        rows = jax.device_get(flax.jax_utils.unreplicate(
+            p_eval_step(variables, shard(batch))
+        ))
+        real = rows["mask"].reshape(-1) > 0
+        logits[rows["index"].reshape(-1)[real]] = rows["logits"].reshape(-1, 2)[real]
+        sums = {name: total + float(rows[name]) for name, total in sums.items()}
+    return means(sums), logits
+
+
+def pmap_steps(task: Task):
+    """The pmapped (train_step, eval_step) over all local devices."""
+    p_train_step = jax.pmap(
+        functools.partial(train_step, task=task), axis_name=AXIS, donate_argnums=(0,)
+    )
+    p_eval_step = jax.pmap(
+        functools.partial(eval_step, apply=task.apply, scale=task.scale), axis_name=AXIS
+    )
+    return p_train_step, p_eval_step
+
+
+def replicate(tree: Any) -> Any:
+    """Copies a tree of arrays to every local device."""
+    return flax.jax_utils.replicate(tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of a replicated tree, on the host."""
+    return jax.device_get(flax.jax_utils.unreplicate(tree))
+
+
+def shard(batch: Batch) -> dict[str, np.ndarray]:
+    """Deals this process's rows to its devices: [b, ...] -> [devices, b / devices, ...]."""
+    devices = jax.local_device_count()
+    return {
+        name: np.asarray(rows).reshape(devices, -1, *np.shape(rows)[1:])
+        for name, rows in batch.items()
+    }
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises UserError where the devices do not divide the global batch."""
+    devices = jax.device_count()
+    if batch_size < 1 or batch_size % devices:
+        below = batch_size // devices * devices
+        sizes = [str(size) for size in (below, below + devices) if size > 0]
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of the {devices} devices; "
+            f"nearest: {' or '.join(sizes)}"
+        )

@@ -1,0 +1,283 @@
+"""Parameter counts of the paper's tables and of the architectures' publications."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdftnet_jax import errors
+from fdftnet_jax.models import layers, registry, self_attention
+from fdftnet_jax.models.fine_tune_transformer import FineTuneTransformer
+from fdftnet_jax.models.layers import BatchNorm, Conv, Dropout
+from fdftnet_jax.models.mobilenet_v3 import MBBlockV3, MobileNetHead, SqueezeExcite
+
+# name: (feature map at 64x64, parameters without top, with the 2-class top), counted
+# as Keras does: four per channel of a batch normalisation.
+BACKBONES = {
+    "squeezenet": ((3, 3, 512), 722_496, 723_522),
+    "shallownetv3": ((12, 12, 32), 109_344, 4_835_106),
+}
+
+
+def _init(module, *shape, **kwargs):
+    return jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros(shape), **kwargs)
+    )
+
+
+def _count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _model(backbone, **overrides):
+    model = {"kind": "fdftnet", "backbone": backbone}
+    return registry.build(
+        model | {"num_blocks": 4, "num_stages": 3, "first_stride": 1} | overrides
+    )
+
+
+def test_every_backbone_is_in_the_table():
+    assert registry.BACKBONES.keys() == BACKBONES.keys()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_counts(name):
+    shape, without_top, with_top = BACKBONES[name]
+    features, classifier = registry.get_backbone(name), registry.get_backbone(name, 2)
+    variables = _init(features, 2, 64, 64, 3, train=False)
+    assert _count(variables) == without_top
+    out = jax.eval_shape(
+        lambda v: features.apply(v, jnp.zeros((2, 64, 64, 3)), train=False), variables
+    )
+    assert out.shape == (2, *shape)
+    assert _count(_init(classifier, 2, 64, 64, 3, train=False)) == with_top
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_top_is_added_to_the_layers_of_the_feature_map(name):
+    features = _init(registry.get_backbone(name), 1, 64, 64, 3, train=False)
+    whole = _init(registry.get_backbone(name, 2), 1, 64, 64, 3, train=False)
+    for collection, tree in features.items():
+        for layer, leaves in tree.items():
+            chex.assert_trees_all_equal_shapes(whole[collection][layer], leaves)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(32, 1321), (64, 5201), (128, 20641)])
+def test_self_attention_counts(channels, count):
+    variables = _init(self_attention.SelfAttention(), 1, 4, 4, channels)
+    assert _count(variables) == count
+
+
+def test_fine_tune_transformer_counts():
+    """Table 2, row by row."""
+    variables = _init(FineTuneTransformer(), 1, 64, 64, 3, train=False)
+    params, stats = variables["params"], variables["batch_stats"]
+    rows = {
+        "1st DConv": _count([params["depthwise1"], params["pointwise1"]]),
+        "1st BN": _count([params["bn1"], stats["bn1"]]),
+        "1st self-attention": _count(params["attention1"]),
+        "2nd DConv": _count([params["depthwise2"], params["pointwise2"]]),
+        "2nd BN": _count([params["bn2"], stats["bn2"]]),
+        "2nd self-attention": _count(params["attention2"]),
+        "3rd DConv": _count([params["depthwise3"], params["pointwise3"]]),
+        "3rd BN": _count([params["bn3"], stats["bn3"]]),
+        "3rd self-attention": _count(params["attention3"]),
+        "1x1 Conv": _count(params["head"]),
+        "last BN": _count([params["head_bn"], stats["head_bn"]]),
+    }
+    assert list(rows.values()) == [
+        123, 128, 1321, 2336, 256, 5201, 8768, 512, 20641, 73728, 2304,
+    ]  # fmt: skip
+    assert _count(variables) == 115_318
+    assert _count(params) == 113_718
+
+
+def test_fine_tune_transformer_halves_the_image_at_each_stage():
+    x = jnp.zeros((2, 64, 64, 3))
+    module = FineTuneTransformer()
+    _, state = jax.eval_shape(
+        lambda: module.init_with_output(
+            jax.random.key(0), x, train=False, capture_intermediates=True
+        )
+    )
+    maps = state["intermediates"]
+    shapes = [maps[f"attention{m}"]["__call__"][0].shape[1:] for m in (1, 2, 3)]
+    assert shapes == [(32, 32, 32), (16, 16, 64), (8, 8, 128)]
+
+
+def _block(channels, stride=1):
+    def norm(name):
+        return BatchNorm(use_running_average=True, name=name)
+
+    def conv(*args, **kwargs):
+        return Conv(*args, use_bias=False, **kwargs)
+
+    return MBBlockV3(conv, norm, stride), (2, 8, 8, channels)
+
+
+def test_mbblock_counts():
+    """Table 3, row by row, at 512 channels; its last BN is misprinted for 4 * 128."""
+    block, shape = _block(512)
+    variables = _init(block, *shape)
+    params, stats = variables["params"], variables["batch_stats"]
+    rows = [
+        _count(params["expand"]),
+        _count([params["expand_bn"], stats["expand_bn"]]),
+        _count(params["depthwise"]),
+        _count([params["depthwise_bn"], stats["depthwise_bn"]]),
+        _count(params["squeeze_excite"]["reduce"]),
+        _count(params["squeeze_excite"]["expand"]),
+        _count(params["project"]),
+        _count([params["project_bn"], stats["project_bn"]]),
+    ]
+    assert rows == [294912, 2304, 5184, 2304, 82944, 82944, 73728, 512]
+    block, shape = _block(128)
+    assert _count(_init(block, *shape)) == 323_648
+
+
+@pytest.mark.parametrize(("channels", "stride", "residual"),
+                         [(128, 1, True), (128, 2, False), (512, 1, False)])
+def test_mbblock_residual(channels, stride, residual):
+    """With every scale of the last BN at 0 a block is its shortcut, or its bias."""
+    block, shape = _block(channels, stride)
+    x = jax.random.normal(jax.random.key(0), shape)
+    variables = block.init(jax.random.key(1), x)
+    last = variables["params"]["project_bn"]
+    last["scale"], last["bias"] = 0 * last["scale"], 0 * last["bias"] + 2
+    y = block.apply(variables, x)
+    assert y.shape == (2, 8 // stride, 8 // stride, 128)
+    chex.assert_trees_all_close(y, x + 2 if residual else jnp.full(y.shape, 2.0))
+
+
+def test_the_excitation_multiplies_the_depthwise_output():
+    """Against NumPy on the output that it gates."""
+    module = SqueezeExcite(lambda *a, **k: Conv(*a, use_bias=False, **k), 4)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 16))
+    variables = module.init(jax.random.key(1), x)
+    reduce, expand = (
+        np.asarray(variables["params"][name]["kernel"])[0, 0]
+        for name in ("reduce", "expand")
+    )
+    squeezed = np.maximum(np.asarray(x).mean((1, 2)) @ reduce, 0)
+    gate = np.clip(squeezed @ expand + 3, 0, 6) / 6
+    np.testing.assert_allclose(
+        module.apply(variables, x), x * gate[:, None, None], atol=1e-5
+    )
+    # In the block, what it gets is the output of the depthwise branch.
+    block, shape = _block(128)
+    _, state = block.init_with_output(
+        jax.random.key(1), jnp.ones(shape), capture_intermediates=True
+    )
+    maps = state["intermediates"]
+    variables = {"params": state["params"]["squeeze_excite"]}
+    gated = SqueezeExcite(lambda *a, **k: Conv(*a, use_bias=False, **k), 144).apply(
+        variables, maps["depthwise_bn"]["__call__"][0]
+    )
+    chex.assert_trees_all_close(
+        maps["squeeze_excite"]["__call__"][0], gated, atol=1e-6
+    )
+
+
+def test_mobilenet_head_counts():
+    """The branch on Xception's 2,048 channels; N = 4, head convolution included."""
+    variables = _init(MobileNetHead(4), 1, 2, 2, 2048, train=False)
+    assert _count(variables) == 2_476_544
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_fdftnet_parts(name):
+    variables = _init(_model(name), 1, 64, 64, 3, train=False)
+    parts = {
+        part: _count([variables["params"][part], variables["batch_stats"].get(part)])
+        for part in variables["params"]
+    }
+    channels = BACKBONES[name][0][2]
+    head = 2_476_544 - (2048 - channels) * 576
+    assert parts == {
+        "backbone": BACKBONES[name][1],
+        "mobilenet_head": head,
+        "fine_tune_transformer": 115_318,
+        "classifier": 1_154,
+    }
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_numbers_of_stages_and_blocks(stages, blocks):
+    model = _model("squeezenet", num_stages=stages, num_blocks=blocks)
+    params = _init(model, 1, 64, 64, 3, train=False)["params"]
+    assert f"attention{stages}" in params["fine_tune_transformer"]
+    assert f"attention{stages + 1}" not in params["fine_tune_transformer"]
+    assert f"block{blocks}" in params["mobilenet_head"]
+    assert f"block{blocks + 1}" not in params["mobilenet_head"]
+
+
+def test_a_frozen_backbone_runs_as_in_inference():
+    model = _model("shallownetv3")
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    rngs = {"dropout": jax.random.key(2)}
+
+    def features(**kwargs):
+        _, state = model.apply(
+            variables,
+            images,
+            **kwargs,
+            rngs=rngs,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name == "backbone",
+        )
+        return state["intermediates"]["backbone"]["__call__"][0]
+
+    inference = features(train=False)
+    chex.assert_trees_all_equal(features(train=True), inference)
+    released = features(train=True, train_backbone=True)
+    assert np.abs(released - inference).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shallownetv3"])
+@pytest.mark.parametrize("size", [128])
+def test_other_image_sizes(name, size):
+    for num_classes in (None, 2):
+        module = registry.get_backbone(name, num_classes)
+        _init(module, 1, size, size, 3, train=False)
+
+
+def test_gates():
+    x = np.linspace(-5, 5, 101)
+    relu6 = np.clip(x + 3, 0, 6)
+    np.testing.assert_allclose(layers.hard_sigmoid(x), relu6 / 6, atol=1e-6)
+    np.testing.assert_allclose(layers.hard_swish(x), x * relu6 / 6, atol=1e-6)
+
+
+def test_dropout_rate_and_scale():
+    x = jnp.ones((64, 100))
+    rngs = {"dropout": jax.random.key(0)}
+    y = Dropout(0.25).apply({}, x, train=True, rngs=rngs)
+    kept = np.asarray(y) > 0
+    np.testing.assert_allclose(y[kept], 1 / 0.75, rtol=1e-6)
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / kept.size)
+    # Examples have masks of their own.
+    assert not (kept[0] == kept[1]).all()
+    chex.assert_trees_all_equal(Dropout(0.25).apply({}, x, train=False), x)
+
+
+def test_dropout_is_the_same_on_one_and_two_devices():
+    x = jnp.ones((4, 50))
+    rng = jax.random.key(0)
+
+    def masked(axis_name):
+        return lambda x: Dropout(0.5, axis_name).apply(
+            {}, x, train=True, rngs={"dropout": rng}
+        )
+
+    on_two = jax.pmap(masked("batch"), axis_name="batch")(x.reshape(2, 2, 50))
+    chex.assert_trees_all_equal(on_two.reshape(4, 50), masked(None)(x))
+
+
+def test_unknown_names():
+    with pytest.raises(errors.UserError, match="did you mean 'squeezenet'"):
+        registry.get_backbone("squeeze")
+    with pytest.raises(errors.UserError, match="'classifier' or 'fdftnet'"):
+        registry.build({"kind": "other", "backbone": "squeezenet"})
