@@ -136,8 +136,10 @@ def test_mbblock_counts():
     assert _count(_init(block, *shape)) == 323_648
 
 
-@pytest.mark.parametrize(("channels", "stride", "residual"),
-                         [(128, 1, True), (128, 2, False), (512, 1, False)])
+@pytest.mark.parametrize(
+    ("channels", "stride", "residual"),
+    [(128, 1, True), (128, 2, False), (512, 1, False)],
+)
 def test_mbblock_residual(channels, stride, residual):
     """With every scale of the last BN at 0 a block is its shortcut, or its bias."""
     block, shape = _block(channels, stride)
@@ -174,9 +176,7 @@ def test_the_excitation_multiplies_the_depthwise_output():
     gated = SqueezeExcite(lambda *a, **k: Conv(*a, use_bias=False, **k), 144).apply(
         variables, maps["depthwise_bn"]["__call__"][0]
     )
-    chex.assert_trees_all_close(
-        maps["squeeze_excite"]["__call__"][0], gated, atol=1e-6
-    )
+    chex.assert_trees_all_close(maps["squeeze_excite"]["__call__"][0], gated, atol=1e-6)
 
 
 def test_mobilenet_head_counts():

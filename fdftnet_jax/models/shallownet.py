@@ -47,9 +47,9 @@ class ShallowNetV3(nn.Module):
             (32, 1, False),
         ]
         for index, (features, kernel, pool) in enumerate(layers, 1):
-            x = Conv(
-                features, (kernel, kernel), padding="VALID", name=f"conv{index}"
-            )(x)
+            x = Conv(features, (kernel, kernel), padding="VALID", name=f"conv{index}")(
+                x
+            )
             x = nn.relu(x)
             if pool:
                 x = max_pool(x, 2, 2)

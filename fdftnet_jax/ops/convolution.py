@@ -93,13 +93,17 @@ def depthwise_conv(
       [batch, out_height, out_width, channels].
     """
     return sum(
-        window * tap for window, tap in zip(_windows(images, kernel, strides, pads),
-                                            _taps(kernel), strict=True)
+        window * tap
+        for window, tap in zip(
+            _windows(images, kernel, strides, pads), _taps(kernel), strict=True
+        )
     )
 
 
 def _taps(kernel):
-    return [kernel[i, j] for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    return [
+        kernel[i, j] for i in range(kernel.shape[0]) for j in range(kernel.shape[1])
+    ]
 
 
 def _windows(images, kernel, strides, pads):
@@ -109,7 +113,9 @@ def _windows(images, kernel, strides, pads):
     spans = []
     for axis, (size, stride) in enumerate(zip(kernel.shape, strides, strict=False)):
         out = (images.shape[axis - 3] - size) // stride + 1
-        spans.append([slice(k, k + stride * (out - 1) + 1, stride) for k in range(size)])
+        spans.append(
+            [slice(k, k + stride * (out - 1) + 1, stride) for k in range(size)]
+        )
     for rows in spans[0]:
         for columns in spans[1]:
             yield images[..., rows, columns, :]

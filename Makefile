@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all the set-up: a .venv with the tested versions.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+# The product's many small matrix products lose time in BLAS threads.
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
+	@echo "make test   set up, then run the tests with coverage"
+	@echo "make lint   set up, then run ruff and the type checker"
+	@echo "make clean  remove the set-up"
+
+demo: $(READY)
+	$(BIN)/python -m experiments.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or later is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)
