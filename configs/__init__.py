@@ -1,0 +1,1 @@
+"""Configurations of the experiments, one function `get_config` a file."""

@@ -3,8 +3,10 @@
     python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
         --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
 
-The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in learning rate,
-warm-up, batch and length; `paper` follows it to the letter.
+The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in
+learning rate, warm-up, batch and length. `paper` follows it to the letter, with N and
+Cutout as for PGGAN; for Deepfake and Face2Face add
+`--config.model.num_blocks=4 --config.augment.cutout_beta=10`.
 """
 
 import ml_collections
@@ -25,9 +27,12 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     config.augment.flip = True
     config.augment.cutout_alpha = 3
     config.augment.cutout_beta = 5
-    if not paper:
+    if paper:
+        config.model.num_blocks = 2
+    else:
         config.optimizer.learning_rate = 0.05
         config.optimizer.warmup_epochs = 2.0
+        config.optimizer.clip_norm = 1.0
         config.batch_size = 32
         config.epochs = 60
     return config

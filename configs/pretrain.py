@@ -3,8 +3,9 @@
     python -m experiments.pretrain --config=configs/pretrain.py:squeezenet,folder \
         --config.data.dir=PATH --workdir=runs/base
 
-The argument is `BACKBONE,DATA[,paper]`. The defaults warm up to a learning rate at which all
-backbones train and run for at most 60 epochs; `paper` follows section 4.1 to the letter.
+The argument is `BACKBONE,DATA[,paper]`. The defaults warm up to a learning rate at
+which all backbones train, clip the gradient, and run for at most 60 epochs of batches
+of 32; `paper` follows section 4.1 to the letter.
 """
 
 import ml_collections

@@ -72,7 +72,7 @@ def _run_seed(config: ml_collections.ConfigDict, seed: int, directory: Path):
 
 
 def _summary(runs: dict[int, Any], shots: int) -> dict[str, Any]:
-    """Accuracy and AUROC of both detectors on both forgeries, by seed and their mean."""
+    """Accuracy and AUROC of both detectors on both forgeries, by seed and mean."""
     from fdftnet_jax.evaluation import scoring
 
     results = {}
@@ -119,9 +119,9 @@ def _table(summary: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{images} test images each{repeated}; FDFtNet saw {shots} real and {shots} fake "
-            "images\nof the new forgery. Toy pictures: this shows that the machinery works, "
-            "no more.",
+            f"{images} test images each{repeated}; FDFtNet saw {shots} real and {shots} "
+            "fake images\nof the new forgery. Toy pictures: this shows that the "
+            "machinery works, no more.",
         ]
     )
 

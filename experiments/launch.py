@@ -15,12 +15,17 @@ from ml_collections import config_flags
 from fdftnet_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
-# absl keeps its own flag --debug away from ours by module; ours is the first.
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+# The flags belong to the experiment that calls, whose --help then lists them.
+flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Parses the flags and runs `main`; a user's mistake is one line and exit code 2."""
+    """Parses the flags and runs `main`; a user's mistake is one line and code 2."""
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    # Compiled once, not at every start; JAX reads these when it is first imported.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/fdftnet_jax/xla")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     warnings.showwarning = _show_warning
     logging.set_verbosity(logging.WARNING)
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
@@ -59,7 +64,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
     try:
         main()
     except UserError as error:
-        if _DEBUG.value:
+        if flags.FLAGS.debug:
             raise
         _fail(str(error))
 
@@ -73,7 +78,7 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     # config_flags raises whatever its lookups and the config file itself raise.
     except Exception as error:
-        if "--debug" in argv:
+        if any(re.fullmatch(r"--?debug(=true)?", argument) for argument in argv):
             raise
         _fail(_explain(error))
 
@@ -85,7 +90,9 @@ def _explain(error: Exception) -> str:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and known and match[1] not in known:
             near = difflib.get_close_matches(match[1], known, 1, 0.5)
-            hint = f"did you mean --config.{near[0]}?" if near else "see configs/base.py"
+            hint = "see configs/base.py"
+            if near:
+                hint = f"did you mean --config.{near[0]}?"
             return f"no config key {match[1]!r}; {hint}"
     # What a config file raised stands at the end of the traceback that absl quotes.
     text = str(error).strip().rsplit("\n", 1)[-1].strip()

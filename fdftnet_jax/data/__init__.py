@@ -1,0 +1,1 @@
+"""From image files and toy pictures to batches, and their augmentation."""

@@ -12,8 +12,9 @@ a noisy sensor. Occlusion and scale invariance give it the statistics of natural
 The two families mirror the paper's two kinds of forgery:
 
 * `upsampled` (a generator's whole image, as PGGAN): the picture is reduced to a small
-  code and brought back by transposed convolutions with random kernels. Their unequal
-  phases leave periodic traces, the spectral replicas of the lower resolution.
+  code and brought back by transposed convolutions with random kernels, which get the
+  picture's own detail at every scale. The unequal phases of the kernels leave periodic
+  traces, the spectral replicas of the lower resolution.
 * `blended` (a swapped face, as Deepfakes or Face2Face): an inner, face-like ellipse is
   re-synthesised at low resolution, its colours are matched to the original not quite
   perfectly, and it is blended back through a soft mask. The rest is untouched.
@@ -22,6 +23,8 @@ Every image is a pure function of (family, seed, index) on one machine; elsewher
 different linear algebra library may round single values differently.
 """
 
+import itertools
+
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import fft
@@ -29,12 +32,15 @@ from scipy import fft
 from fdftnet_jax.errors import UserError
 
 FAMILIES = ("upsampled", "blended")
-VERSION = 1
+VERSION = 2
 SIZE = 64
 
 # Pictures are painted at twice their size, and the optics bring them down.
 _CANVAS = 2 * SIZE
-_LEAVES = 48
+_LEAVES = 64
+# Doublings in `upsampled`, and the standard deviation of their kernels' weights.
+_DOUBLINGS = 2
+_KERNEL_SPREAD = 0.07
 # Index streams: no fake shares its source with a real example or another fake.
 _STREAMS = {"real": 0, "upsampled": 1, "blended": 2}
 
@@ -97,10 +103,17 @@ def fake_image(family: str, seed: int, index: int) -> np.ndarray:
 
 
 def blend_mask(seed: int, index: int) -> np.ndarray:
-    """Returns where `fake_image('blended', seed, index)` replaces its source.
+    """Returns where `fake_image("blended", seed, index)` replaces its source.
+
+    Args:
+      seed: seed of the whole data set, >= 0.
+      index: number of the image in the family, >= 0.
 
     Returns:
       [64, 64] float32 in [0, 1]: 0 where the source is untouched.
+
+    Raises:
+      ValueError: if `seed` or `index` is negative.
     """
     rng = _generator(seed, "blended", index)
     _capture(rng, _scene(rng))
@@ -148,20 +161,20 @@ def _scene(rng: np.random.Generator) -> np.ndarray:
     # Texture: the 1/f field, scrolled for every leaf, and a linear shading across it.
     field = _texture(rng).reshape(-1)
     scroll = rng.integers(field.size, size=count)
-    contrast = np.exp(rng.normal(-2.0, 0.6, count)).astype(np.float32)
-    place = np.arange(field.size).reshape(leaf.shape)
-    relief = contrast[leaf] * field[(place + scroll[leaf]) % field.size]
+    contrast = np.exp(rng.normal(-1.8, 0.6, count)).astype(np.float32)
+    place = np.arange(field.size).reshape(leaf.shape) + scroll.take(leaf)
+    relief = contrast.take(leaf) * field.take(place, mode="wrap")
     ramp = np.linspace(-1, 1, _CANVAS, dtype=np.float32)
     shading = rng.normal(0, 0.35, (2, count)).astype(np.float32)
-    relief += shading[0][leaf] * ramp[:, None] + shading[1][leaf] * ramp
-    return np.exp(log_colour[:, leaf] + relief)
+    relief += shading[0].take(leaf) * ramp[:, None] + shading[1].take(leaf) * ramp
+    return np.exp(log_colour).take(leaf, axis=1) * np.exp(relief)
 
 
 def _occlusion(rng: np.random.Generator) -> np.ndarray:
     """Drops blobs and polygons on each other; returns the visible leaf, [128, 128]."""
     corners = 20
     # Radii with density r^-3 between the bounds make the picture scale invariant.
-    largest, smallest = 0.55 * _CANVAS, 0.035 * _CANVAS
+    largest, smallest = 0.55 * _CANVAS, 0.03 * _CANVAS
     radius = rng.uniform(largest**-2, smallest**-2, _LEAVES) ** -0.5
     # A finite stack needs a few large leaves at the bottom to hide the background.
     radius[:6] = rng.uniform(0.2, 0.6, 6) * _CANVAS
@@ -216,7 +229,10 @@ def _develop(rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:
     Returns:
       [3, 64, 64] float32, about [0, 1], without noise.
     """
-    image = _separable(_sampling(SIZE, _CANVAS, 0.45 + rng.gamma(1.5, 0.15)), scene)
+    # A pixel integrates over its area: the mean of 2x2 points of the scene.
+    rows = scene[:, ::2] + scene[:, 1::2]
+    image = (rows[..., ::2] + rows[..., 1::2]) / 4
+    image = _separable(_sampling(SIZE, SIZE, 0.25 + rng.gamma(1.5, 0.13)), image)
     image = image * (rng.uniform(0.3, 0.6) / image.mean())
     return image / (1 + np.maximum(image - 0.5, 0))
 
@@ -258,22 +274,33 @@ def _separable(matrix: np.ndarray, image: np.ndarray) -> np.ndarray:
 def _upsampled(rng: np.random.Generator) -> np.ndarray:
     """Synthesises the whole image from a code; [64, 64, 3] float32, about [0, 1]."""
     image = _develop(rng, _scene(rng))
-    code = _separable(_sampling(SIZE // 4, SIZE, 0.5), image)
-    features = _transposed_convolution(rng, code)
-    # A generator invents detail at every scale; here the picture lends its own.
-    half = _separable(_sampling(SIZE // 2, SIZE, 0.5), image)
-    smooth = _separable(_sampling(SIZE // 2, SIZE // 4, 0.5), code)
-    features += half - smooth
-    return _sensor(rng, _transposed_convolution(rng, features))
+    scales = [image]
+    while len(scales) <= _DOUBLINGS:
+        size = scales[0].shape[-1]
+        scales.insert(0, _separable(_sampling(size // 2, size, 0.5), scales[0]))
+    synthesis = scales[0]
+    for coarse, fine in itertools.pairwise(scales):
+        size = fine.shape[-1]
+        synthesis = _transposed_convolution(rng, synthesis)
+        # A generator invents detail at every scale; here the picture lends its own,
+        # so that nothing but the upsampling tells the two apart.
+        synthesis += fine - _separable(_sampling(size, size // 2, 0.5), coarse)
+    return _sensor(rng, synthesis)
 
 
 def _transposed_convolution(
     rng: np.random.Generator, features: np.ndarray
 ) -> np.ndarray:
-    """Doubles [c, n, n] by a 4x4, stride-2 kernel of random weights, per channel."""
+    """Doubles [c, n, n] by separable 4x4 kernels of random weights, one per channel.
+
+    The weights of each kernel sum to 4, so that the mean is kept; those of its four
+    phases need not be equal, which is what shows.
+    """
     channels, size, _ = features.shape
     weights = np.array([0.15, 0.85, 0.85, 0.15], np.float32)
-    kernel = weights + rng.normal(0, 0.05, (2, channels, 4)).astype(np.float32)
+    kernel = weights + rng.normal(0, _KERNEL_SPREAD, (2, channels, 4)).astype(
+        np.float32
+    )
     kernel /= kernel.sum(axis=-1, keepdims=True) / 2
     matrix = np.zeros((2, channels, 2 * size + 2, size), np.float32)
     columns = np.arange(size)
@@ -291,8 +318,10 @@ def _blended(rng: np.random.Generator) -> np.ndarray:
     image = _capture(rng, _scene(rng))
     mask = _inner_mask(rng)[..., None]
     planes = image.transpose(2, 0, 1)
-    low = _separable(_sampling(SIZE // 4, SIZE, 0.5), planes)
-    copy = _separable(_sampling(SIZE, SIZE // 4, 0.5), low).transpose(1, 2, 0)
+    size = int(rng.integers(22, 33))
+    low = _separable(_sampling(size, SIZE, 0.5), planes)
+    # Wide enough to leave no trace of the coarse grid, the other family's mark.
+    copy = _separable(_sampling(SIZE, size, 0.65), low).transpose(1, 2, 0)
     # Colours are matched inside the mask, up to a small error of gain and offset.
     mean = (copy * mask).sum((0, 1)) / mask.sum()
     gain = np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
@@ -304,7 +333,7 @@ def _blended(rng: np.random.Generator) -> np.ndarray:
 def _inner_mask(rng: np.random.Generator) -> np.ndarray:
     """Draws a soft, upright ellipse near the centre; [64, 64] float32 in [0, 1]."""
     centre = SIZE / 2 + rng.uniform(-3, 3, 2).astype(np.float32)
-    axes = np.array([rng.uniform(17, 23), rng.uniform(13, 19)], np.float32)
+    axes = np.array([rng.uniform(18, 24), rng.uniform(14, 20)], np.float32)
     y, x = np.ogrid[:SIZE, :SIZE]
     radius = np.sqrt(
         ((y + 0.5 - centre[0]) / axes[0]) ** 2 + ((x + 0.5 - centre[1]) / axes[1]) ** 2

@@ -1,0 +1,1 @@
+"""Metrics of a detector and the scoring of a split."""

@@ -18,7 +18,6 @@ import ml_collections
 import numpy as np
 
 from fdftnet_jax.data import forgery_faces, images, pipeline
-from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import steps
@@ -80,23 +79,22 @@ def score_split(
     Raises:
       UserError: no checkpoint, no such data, or an empty class.
     """
-    checkpoints = Checkpoints(workdir)
-    meta = checkpoints.load_meta()
-    variables = checkpoints.load_variables()
-    step = checkpoints.best
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        meta = checkpoints.load_meta()
+        variables = checkpoints.load_variables()
+        step = checkpoints.best
     preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
     config = ml_collections.ConfigDict({**meta["data"], **(data or {})})
-    if split == "all" and config.name == "folder":
-        trained_on = os.path.abspath(os.path.expanduser(meta["data"]["dir"]))
-        same = os.path.abspath(os.path.expanduser(config.dir)) == trained_on
-        if meta["data"]["name"] == "folder" and same:
-            warnings.warn(
-                f"--split=all of {config.dir} holds the images that the detector was "
-                "trained on: these figures say nothing about new images",
-                stacklevel=2,
-            )
     dataset = forgery_faces.prepare(config, needed=(split,))
+    trained_here = dataset.fingerprint == meta["dataset"] or (
+        dataset.directory and dataset.directory == meta["directory"]
+    )
+    if split == "all" and trained_here:
+        warnings.warn(
+            f"--split=all of {dataset.directory or dataset.name} holds the images that "
+            "the detector was trained on: these figures say nothing about new images",
+            stacklevel=2,
+        )
     records = dataset.source(split)
     source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
     model = registry.build(meta["model"])
@@ -146,9 +144,7 @@ def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:
     csv_path = directory / f"{stem}_scores.csv"
     with csv_path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["path", "group", "generator", "label", "logit", "score"]
-        )
+        writer.writerow(["path", "group", "generator", "label", "logit", "score"])
         for record, logit, score in zip(
             scores.records,
             metrics.logit(scores.logits),

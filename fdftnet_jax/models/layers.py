@@ -20,12 +20,12 @@ BatchNorm = functools.partial(nn.BatchNorm, epsilon=1e-3, momentum=0.9)
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """ReLU6(x + 3) / 6 (Howard et al. 2019), in [0, 1]."""
+    """Returns ReLU6(x + 3) / 6 (Howard et al. 2019), in [0, 1]."""
     return nn.relu6(x + 3) / 6
 
 
 def hard_swish(x: jax.Array) -> jax.Array:
-    """x ReLU6(x + 3) / 6 (FDFtNet Eq. 4)."""
+    """Returns x ReLU6(x + 3) / 6 (FDFtNet Eq. 4)."""
     return x * hard_sigmoid(x)
 
 
@@ -47,7 +47,7 @@ class Dropout(nn.Module):
         """Returns `x`, [batch, ...], masked and rescaled when `train`."""
         if not train or self.rate == 0:
             return x
-        first = 0
+        first: jax.Array | int = 0
         if self.axis_name is not None and not self.is_initializing():
             first = jax.lax.axis_index(self.axis_name) * x.shape[0]
         rng = self.make_rng("dropout")

@@ -1,11 +1,14 @@
 """SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360).
 
 Follows version 1.1 of the authors' release: a 3x3/2 stem of 64 filters and max-pools
-after conv1, fire3 and fire5. Nothing is padded but the 3x3 expand convolutions. There is no
-batch normalisation. conv10 is followed by ReLU and global average pooling, as
-published, so that its logits are never negative. Kernels start He-uniform, conv10's
-normal with deviation 0.01: without normalisation, Glorot's smaller kernels let the signal
-fade over ten layers of ReLU, and that last ReLU then dies.
+after conv1, fire3 and fire5. Nothing is padded but the 3x3 expand convolutions. There
+is no batch normalisation. conv10 is followed by ReLU and global average pooling, as
+published, so that its logits are never negative.
+
+Departs from the release in how it starts, because without normalisation a run easily
+ends with that last ReLU dead and both logits 0: kernels are He-uniform (Glorot's let
+the signal fade over ten layers), and the biases of conv10 start at 1, on the ReLU's
+open side for both classes.
 """
 
 import functools
@@ -77,6 +80,7 @@ class SqueezeNet(nn.Module):
             self.num_classes,
             (1, 1),
             kernel_init=nn.initializers.normal(0.01),
+            bias_init=nn.initializers.ones,
             name="conv10",
         )
         x = nn.relu(top(x))

@@ -47,13 +47,7 @@ def conv_general_dilated(
     height, width, group_channels, features = rhs.shape
     strides = (int(window_strides[0]), int(window_strides[1]))
     if all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
-        if isinstance(padding, str):
-            pads = lax.padtype_to_pads(
-                lhs.shape[1:3], (height, width), strides, padding
-            )
-        else:
-            pads = padding
-        pads = tuple((int(low), int(high)) for low, high in pads)
+        pads = _pads(padding, lhs.shape[1:3], (height, width), strides)
         if group_channels == 1 and features == feature_group_count:
             return depthwise_conv(lhs, rhs[:, :, 0, :], strides, pads)
         pointwise = (height, width, feature_group_count) == (1, 1, 1)
@@ -70,6 +64,13 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **kwargs,
     )
+
+
+def _pads(padding, size, window, strides) -> Pads:
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, window, strides, padding)
+    (top, bottom), (left, right) = padding
+    return (int(top), int(bottom)), (int(left), int(right))
 
 
 def _pointwise_conv(images, kernel, strides, precision):

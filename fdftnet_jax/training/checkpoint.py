@@ -55,22 +55,16 @@ class Checkpoints:
                 "experiments.pretrain or experiments.finetune has written"
             )
         self._workdir = workdir
+        best = policies.BestN(get_metric_fn=_rank, reverse=True, n=1)
         self._manager = ocp.CheckpointManager(
             directory,
             item_names=("variables", "optimizer", "meta"),
             options=ocp.CheckpointManagerOptions(
                 create=create,
-                best_fn=lambda metrics: metrics["validation_loss"],
+                best_fn=_rank,
                 best_mode="min",
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(
-                            get_metric_fn=lambda metrics: metrics["validation_loss"],
-                            reverse=True,
-                            n=1,
-                        ),
-                    ]
+                    [policies.LatestN(1), best]
                 ),
                 enable_async_checkpointing=False,
             ),
@@ -96,17 +90,18 @@ class Checkpoints:
           meta: JSON-serialisable description; the format version is added.
           validation_loss: by which the best is chosen.
         """
+        step = int(state.step)
         variables = {"params": state.params}
         if state.batch_stats:
             variables["batch_stats"] = state.batch_stats
         self._manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(variables),
                 optimizer=ocp.args.StandardSave(_by_path(_optimizer(state))),
                 meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
             ),
-            metrics={"validation_loss": float(validation_loss)},
+            metrics={"validation_loss": float(validation_loss), "step": step},
         )
 
     def load_meta(self, step: int | None = None) -> dict[str, Any]:
@@ -124,7 +119,7 @@ class Checkpoints:
         return meta
 
     def load_variables(self, step: int | None = None) -> dict[str, Any]:
-        """`params` and `batch_stats` at `step`, by default the best, as NumPy arrays."""
+        """`params` and `batch_stats` at `step`, by default the best, in NumPy."""
         variables = self._manager.restore(
             self._existing(step),
             args=ocp.args.Composite(variables=ocp.args.StandardRestore()),
@@ -139,14 +134,24 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=ocp.args.Composite(optimizer=ocp.args.StandardRestore())
         )["optimizer"]
-        check_fits(variables["params"], template.params, f"checkpoint in {self._workdir}")
-        expected = _by_path(_optimizer(template))
-        check_fits(saved, expected, f"optimiser state in {self._workdir}")
-        _, structure = jax.tree.flatten(_optimizer(template))
-        optimizer = structure.unflatten(np.asarray(saved[path]) for path in expected)
-        return TrainState(
-            params=variables["params"], batch_stats=variables["batch_stats"], **optimizer
+        check_fits(
+            variables,
+            {"params": template.params, "batch_stats": template.batch_stats},
+            f"the checkpoint in {self._workdir}",
         )
+        expected = _by_path(_optimizer(template))
+        check_fits(saved, expected, f"the optimiser state in {self._workdir}")
+        optimizer = jax.tree.unflatten(
+            jax.tree.structure(_optimizer(template)),
+            [np.asarray(saved[path]) for path in expected],
+        )
+        return TrainState(**variables, **optimizer)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -172,7 +177,8 @@ def check_fits(found: Any, expected: Any, what: str) -> None:
     """
     have = {path: np.shape(leaf) for path, leaf in _by_path(found).items()}
     want = {path: tuple(leaf.shape) for path, leaf in _by_path(expected).items()}
-    missing, surplus = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    missing = sorted(want.keys() - have.keys())
+    surplus = sorted(have.keys() - want.keys())
     misshapen = [
         f"{path} {have[path]} instead of {want[path]}"
         for path in sorted(have.keys() & want.keys())
@@ -186,6 +192,11 @@ def check_fits(found: Any, expected: Any, what: str) -> None:
             if names
         )
         raise UserError(f"{what} does not fit the network: {listed}")
+
+
+def _rank(metrics: dict[str, float]) -> Any:
+    """Sorts the best checkpoint first; of equal losses the earliest is the best."""
+    return metrics["validation_loss"], metrics["step"]
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:

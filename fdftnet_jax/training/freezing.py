@@ -48,7 +48,7 @@ def trainable_mask(params: Tree, phase: str) -> Tree:
 
 
 def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
-    """Splits parameters in (trainable, frozen), with None where the other has a leaf."""
+    """Splits parameters in (trainable, frozen); None stands for a leaf of the other."""
     trainable = jax.tree.map(lambda p, m: p if m else None, params, mask)
     frozen = jax.tree.map(lambda p, m: None if m else p, params, mask)
     return trainable, frozen

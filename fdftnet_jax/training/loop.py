@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,12 +46,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
       UserError: the config, the data or the workdir do not fit, or training diverged.
     """
     # Log.
-    steps.check_batch_size(config.batch_size)
+    _check_values(config)
     directory = Path(workdir)
     _check_config(config, directory)
+    preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
+    backbone = None
+    if config.model.kind == "fdftnet":
+        backbone = _load_backbone(config, preprocessing)
 
     # Data.
-    preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
     dataset = forgery_faces.prepare(
         config.data, needed=(config.data.train_split, "validation")
     )
@@ -72,10 +76,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     # Model.
     model = registry.build(config.model, axis_name=steps.AXIS)
     variables = _initialise(model, config, preprocessing)
-    if config.model.kind == "fdftnet":
-        variables = _with_backbone(variables, config, preprocessing)
+    if backbone is not None:
+        variables = _with_backbone(variables, backbone, config.init_from)
     apply = model.apply
-    if config.model.kind == "fdftnet" and config.trainable == "all":
+    if backbone is not None and config.trainable == "all":
         apply = functools.partial(model.apply, train_backbone=True)
 
     # Optimiser.
@@ -111,6 +115,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         "labels": LABELS,
         "data": config.data.to_dict(),
         "dataset": dataset.fingerprint,
+        "directory": dataset.directory,
     }
     progress = Progress()
     if checkpoints.latest is not None:
@@ -127,6 +132,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
                 f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
             )
+            checkpoints.close()
             return
         state = checkpoints.load_state(state)
         _say(f"resuming {workdir} after epoch {progress.epoch}")
@@ -148,7 +154,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         process_count=jax.process_count(),
         threads=config.data.threads,
     )
-    trained = sum(p.size for p, m in zip(*map(jax.tree.leaves, (variables["params"], mask)), strict=True) if m)
+    trainable, _ = freezing.partition(variables["params"], mask)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     _say(
         f"training {trained:,} parameters on {len(train_source):,} images of "
         f"{dataset.name}, {jax.device_count()} device(s), {steps_per_epoch} steps an "
@@ -183,11 +190,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
             _check_finite(train["loss"], validation["loss"], progress, workdir)
             _advance(progress, validation["loss"], config)
             host_state = steps.unreplicate(state)
-            checkpoints.save(
-                host_state,
-                {**meta, "progress": dataclasses.asdict(progress)},
-                validation["loss"],
-            )
             row = {
                 "epoch": progress.epoch,
                 "step": int(host_state.step),
@@ -199,7 +201,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "images_per_second": steps_per_epoch * config.batch_size / seconds,
                 **_gammas(host_state.params),
             }
+            # Before the checkpoint: a resumed run drops a row too many.
             history.add(row)
+            checkpoints.save(
+                host_state,
+                {**meta, "progress": dataclasses.asdict(progress)},
+                validation["loss"],
+            )
             bar.set_postfix(
                 loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
             )
@@ -212,10 +220,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
+def _check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for numbers that no run can have."""
+    steps.check_batch_size(config.batch_size)
+    for name in ("epochs", "patience"):
+        if config[name] < 1:
+            raise UserError(
+                f"{name} is {config[name]}: expected 1 or more; give it with "
+                f"--config.{name}=N"
+            )
+
+
 def _check_config(config: ml_collections.ConfigDict, directory: Path) -> None:
     """Raises UserError where the workdir holds a run with another config."""
     path = directory / "config.json"
-    if not path.exists():
+    # A run that stopped before its first checkpoint left nothing to go on with.
+    if not path.exists() or not any(directory.glob("checkpoints/[0-9]*")):
         return
     old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
     changed = [
@@ -270,25 +290,30 @@ def _train_source(
 def _initialise(model, config, preprocessing) -> dict[str, Any]:
     """The network's initial variables, on the host."""
     shape = (1, preprocessing.size, preprocessing.size, 3)
-    variables = jax.jit(functools.partial(model.init, train=False))(
+    logits, variables = jax.jit(functools.partial(model.init_with_output, train=False))(
         jax.random.key(config.seed), jnp.zeros(shape)
     )
+    # The mean over an empty feature map.
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"images of {preprocessing.size} pixels are too small for "
+            f"{config.model.backbone}, no feature map is left: give a larger "
+            "--config.data.size"
+        )
     return {"batch_stats": {}} | jax.device_get(variables)
 
 
-def _with_backbone(
-    variables: dict[str, Any],
-    config: ml_collections.ConfigDict,
-    preprocessing: images.Preprocessing,
+def _load_backbone(
+    config: ml_collections.ConfigDict, preprocessing: images.Preprocessing
 ) -> dict[str, Any]:
-    """FDFtNet's variables with the backbone of `config.init_from`."""
+    """The best `params` and `batch_stats` of the backbone in `config.init_from`."""
     if not config.init_from:
         raise UserError(
             "FDFtNet starts from a pre-trained backbone: give the workdir of "
             "experiments.pretrain with --config.init_from=PATH"
         )
-    checkpoints = Checkpoints(config.init_from)
-    meta = checkpoints.load_meta()
+    with Checkpoints(config.init_from) as checkpoints:
+        meta, saved = checkpoints.load_meta(), checkpoints.load_variables()
     name = meta["model"]["backbone"]
     if name != config.model.backbone:
         raise UserError(
@@ -300,32 +325,38 @@ def _with_backbone(
             f"{config.init_from} was trained on {meta['preprocessing']}, the config "
             f"asks for {preprocessing.to_dict()}: use the same view and size"
         )
-    _check_same_splits(meta["data"], config)
-    saved = checkpoints.load_variables()
-    checkpoints.close()
+    _check_same_splits(meta, config)
+    if meta["model"]["kind"] == "fdftnet":
+        return {name: tree.get("backbone", {}) for name, tree in saved.items()}
+    return saved
+
+
+def _with_backbone(
+    variables: dict[str, Any], backbone: dict[str, Any], init_from: str
+) -> dict[str, Any]:
+    """FDFtNet's variables with a pre-trained backbone in the place of its own."""
     found = {}
-    for collection, expected in variables.items():
-        tree = saved[collection]
-        if meta["model"]["kind"] == "fdftnet":
-            tree = tree.get("backbone", {})
-        expected = expected.get("backbone", {})
+    for collection, tree in variables.items():
+        expected = tree.get("backbone", {})
         # The classification layers are cut off.
-        tree = {layer: tree[layer] for layer in expected if layer in tree}
-        check_fits(tree, expected, f"the backbone in {config.init_from}")
-        found[collection] = {**variables[collection], **({"backbone": tree} if tree else {})}
+        layers = {
+            name: layer
+            for name, layer in backbone[collection].items()
+            if name in expected
+        }
+        check_fits(layers, expected, f"the backbone in {init_from}")
+        found[collection] = {**tree, "backbone": layers} if layers else tree
     return found
 
 
-def _check_same_splits(
-    pretrained_on: dict[str, Any], config: ml_collections.ConfigDict
-) -> None:
+def _check_same_splits(meta: dict[str, Any], config: ml_collections.ConfigDict) -> None:
     """Two ways of splitting one folder would mix its splits."""
-    data = config.data.to_dict()
-    if any(pretrained_on[key] != data[key] for key in ("name", "dir")):
+    if config.data.name != "folder":
         return
-    if data["name"] == "folder" and any(
-        pretrained_on[key] != data[key] for key in ("fractions", "group_by")
-    ):
+    if meta["directory"] != os.path.abspath(os.path.expanduser(config.data.dir)):
+        return
+    pretrained_on, data = meta["data"], config.data.to_dict()
+    if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
         raise UserError(
             f"{config.init_from} was trained on the same folder split by "
             f"fractions={pretrained_on['fractions']}, "
@@ -370,7 +401,7 @@ def _advance(
 
 
 def _gammas(params: dict[str, Any]) -> dict[str, float]:
-    """gamma of each stage of the Fine-Tune Transformer; it starts at 0 (Eq. 3)."""
+    """The gamma of each stage of the Fine-Tune Transformer; it starts at 0 (Eq. 3)."""
     branch = params.get("fine_tune_transformer", {})
     return {
         f"gamma_{name}": float(layer["gamma"])

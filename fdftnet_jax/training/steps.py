@@ -6,7 +6,7 @@ Both are plain functions of (state, batch); `pmap_steps` is where they meet pmap
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.jax_utils
@@ -29,7 +29,7 @@ Metrics = dict[str, jax.Array]
 class TrainState:
     """What a step changes and a checkpoint keeps."""
 
-    step: jax.Array  # int32, steps done
+    step: Any  # [] int32, steps done
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -135,7 +135,7 @@ def eval_step(
 
     Args:
       variables: `params` and `batch_stats`, replicated.
-      batch: image [b, h, w, 3] uint8, label [b], index [b], mask [b]; mask 0 is padding.
+      batch: image [b, h, w, 3] uint8, label [b], index [b], mask [b], 0 for padding.
       apply: as in `Task`.
       scale: as in `Task`.
 
@@ -186,41 +186,54 @@ def evaluate(
     logits = np.full((num_examples, 2), np.nan, np.float32)
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     for batch in batches:
-        rows = jax.device_get(flax.jax_utils.unreplicate(
-            p_eval_step(variables, shard(batch))
-        ))
+        rows = unreplicate(p_eval_step(variables, shard(batch)))
         real = rows["mask"].reshape(-1) > 0
         logits[rows["index"].reshape(-1)[real]] = rows["logits"].reshape(-1, 2)[real]
         sums = {name: total + float(rows[name]) for name, total in sums.items()}
     return means(sums), logits
 
 
-def pmap_steps(task: Task):
-    """The pmapped (train_step, eval_step) over all local devices."""
+def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
+    """The pmapped (train_step, eval_step) over `devices`, by default all of them."""
     p_train_step = jax.pmap(
-        functools.partial(train_step, task=task), axis_name=AXIS, donate_argnums=(0,)
+        functools.partial(train_step, task=task),
+        axis_name=AXIS,
+        devices=devices,
+        donate_argnums=(0,),
     )
     p_eval_step = jax.pmap(
-        functools.partial(eval_step, apply=task.apply, scale=task.scale), axis_name=AXIS
+        functools.partial(eval_step, apply=task.apply, scale=task.scale),
+        axis_name=AXIS,
+        devices=devices,
     )
     return p_train_step, p_eval_step
 
 
-def replicate(tree: Any) -> Any:
-    """Copies a tree of arrays to every local device."""
-    return flax.jax_utils.replicate(tree)
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Copies a tree of arrays to each of `devices`, by default all local ones."""
+    return flax.jax_utils.replicate(tree, devices)
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a replicated tree, on the host."""
-    return jax.device_get(flax.jax_utils.unreplicate(tree))
+    """The first local device's copy of a replicated tree, on the host.
+
+    (`flax.jax_utils.unreplicate` keeps the axis of devices where it is one of several.)
+    """
+    local = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
+    return jax.tree.map(lambda leaf: leaf[0], jax.device_get(local))
 
 
-def shard(batch: Batch) -> dict[str, np.ndarray]:
-    """Deals this process's rows to its devices: [b, ...] -> [devices, b / devices, ...]."""
-    devices = jax.local_device_count()
+def shard(
+    batch: Batch, devices: Sequence[jax.Device] | None = None
+) -> dict[str, np.ndarray]:
+    """Deals this process's rows to `devices`, by default all local ones.
+
+    Returns:
+      [b, ...] as [number, b / number, ...] for that number of devices.
+    """
+    number = jax.local_device_count() if devices is None else len(devices)
     return {
-        name: np.asarray(rows).reshape(devices, -1, *np.shape(rows)[1:])
+        name: np.asarray(rows).reshape(number, -1, *np.shape(rows)[1:])
         for name, rows in batch.items()
     }
 
@@ -230,7 +243,7 @@ def check_batch_size(batch_size: int) -> None:
     devices = jax.device_count()
     if batch_size < 1 or batch_size % devices:
         below = batch_size // devices * devices
-        sizes = [str(size) for size in (below, below + devices) if size > 0]
+        sizes = [str(size) for size in (below, max(below, 0) + devices) if size > 0]
         raise UserError(
             f"batch_size {batch_size} is not a multiple of the {devices} devices; "
             f"nearest: {' or '.join(sizes)}"

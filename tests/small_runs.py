@@ -1,0 +1,140 @@
+"""A backbone, tasks and runs that compile and train in seconds."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import finetune, pretrain
+from fdftnet_jax.data import augment, images
+from fdftnet_jax.models import layers, registry
+from fdftnet_jax.training import freezing, loop, optimizer, steps
+
+BACKBONE = "small"
+SIZE = 32
+
+
+class SmallNet(nn.Module):
+    """Has all that a step must treat with care: batch statistics and dropout."""
+
+    num_classes: int | None = None
+    axis_name: str | None = None
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = layers.Conv(self.features, (3, 3), 4, name="conv1")(images)
+        x = layers.BatchNorm(
+            use_running_average=not train, axis_name=self.axis_name, name="bn1"
+        )(x)
+        x = layers.Dropout(0.25, self.axis_name, name="dropout1")(
+            nn.relu(x), train=train
+        )
+        x = nn.relu(layers.Conv(16, (3, 3), 2, name="conv2")(x))
+        if self.num_classes is None:
+            return x
+        return layers.Dense(self.num_classes, name="top")(jnp.mean(x, (1, 2)))
+
+
+registry.BACKBONES[BACKBONE] = registry.Backbone(SmallNet, l2=1e-4)
+
+
+def model_config(kind="fdftnet", backbone=BACKBONE):
+    return {
+        "kind": kind,
+        "backbone": backbone,
+        "num_blocks": 1,
+        "num_stages": 1,
+        "first_stride": 1,
+    }
+
+
+def task(model, phase="head", *, size=SIZE, traced_only=False):
+    """A task of the network that `model` describes, and its initial state.
+
+    All parameters are 0 where the state is `traced_only`.
+    """
+    module = registry.build(model, axis_name=steps.AXIS)
+    init = functools.partial(module.init, train=False)
+    example = jax.random.key(1), jnp.zeros((1, size, size, 3))
+    if traced_only:
+        shapes = jax.eval_shape(init, *example)
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    else:
+        variables = jax.device_get(jax.jit(init)(*example))
+    apply = module.apply
+    if model["kind"] == "fdftnet" and phase == "all":
+        apply = functools.partial(module.apply, train_backbone=True)
+
+    def augmented(rng, indices, batch):
+        return augment.augment_batch(augment.example_keys(rng, indices), batch)
+
+    mask = freezing.trainable_mask(variables["params"], phase)
+    made = steps.Task(
+        apply=apply,
+        scale=images.scale,
+        augment=augmented,
+        l2=registry.l2_weights(model),
+        optimizer=optimizer.create(
+            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.05, mask
+        ),
+        mask=mask,
+        seed=0,
+    )
+    state = steps.TrainState(
+        step=np.zeros((), np.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=made.optimizer.init(variables["params"]),
+    )
+    return made, state
+
+
+def batch(number=8, size=SIZE, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (number, size, size, 3), np.uint8),
+        "label": rng.integers(0, 2, number, np.int32),
+    }
+
+
+def config(cache_dir, init_from="", /, **changes):
+    """The config of a small run: fine-tuning where there is `init_from`."""
+    module = finetune if init_from else pretrain
+    made = module.get_config(f"{BACKBONE},toy")
+    made.update_from_flattened_dict(
+        {
+            "batch_size": 8,
+            "epochs": 3,
+            "data.cache_dir": str(cache_dir),
+            "data.size": SIZE,
+            "data.threads": 1,
+            "data.toy_examples.train": 16,
+            "data.toy_examples.validation": 9,
+            "data.toy_examples.test": 9,
+            "data.toy_examples.finetune": 16,
+            "model.num_blocks": 1,
+            "model.num_stages": 1,
+            "augment.flip": True,
+            "augment.cutout_alpha": 2,
+            "optimizer.warmup_epochs": 1.0,
+        }
+    )
+    if init_from:
+        made.init_from = str(init_from)
+        made.data.shots = 12
+    made.update_from_flattened_dict(changes)
+    return made.lock()
+
+
+def pretend(monkeypatch, *losses):
+    """Makes these the validation losses of the next run's epochs."""
+    found = ({"loss": loss, "accuracy": 0.5} for loss in losses)
+    monkeypatch.setattr(steps, "evaluate", lambda *_: (next(found), None))
+
+
+def run(config, workdir):
+    loop.train_and_evaluate(config, str(workdir))
+    return workdir

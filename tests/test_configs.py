@@ -1,0 +1,155 @@
+import ast
+import inspect
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+import fdftnet_jax
+from configs import base, finetune, pretrain
+
+PACKAGE = Path(fdftnet_jax.__file__).parent
+
+
+def flat(config, prefix=""):
+    """Key -> value, as on the command line."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def reads():
+    """Every `.name`, `["name"]` and name of a keyword parameter in the package."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                found.add(node.attr)
+            elif isinstance(node, ast.Subscript) and isinstance(
+                node.slice, ast.Constant
+            ):
+                found.add(node.slice.value)
+            elif isinstance(node, ast.FunctionDef) and node.name == "augment":
+                # Gets the section `augment` as its keyword arguments.
+                found |= {argument.arg for argument in node.args.kwonlyargs}
+    return found
+
+
+READS = reads()
+# Read as whole mappings, by split.
+BY_SPLIT = ("data.fractions.", "data.toy_examples.")
+
+
+@pytest.mark.parametrize("key", sorted(flat(base.get_config())))
+def test_every_key_is_read(key):
+    name = key.split(".")[-2 if key.startswith(BY_SPLIT) else -1]
+    assert name in READS, f"nothing reads config.{key}"
+
+
+def test_a_key_that_nothing_reads_would_show():
+    assert "learning_rat" not in READS
+
+
+def test_every_key_is_commented():
+    """Each key, or the one that stands just above it, has a comment of its own."""
+    lines = inspect.getsource(base.get_config).splitlines()
+    for number, line in enumerate(lines):
+        target, _, value = line.strip().partition(" = ")
+        if target.startswith("config.") and "ConfigDict()" not in value:
+            above = lines[number - 1].strip()
+            assert above.startswith(("#", "config.")), f"{target} has no comment"
+
+
+# Section 4.1 of the paper.
+SECTION_4_1 = {
+    "optimizer.learning_rate": 0.3,
+    "optimizer.momentum": 0.9,
+    "optimizer.warmup_epochs": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "batch_size": 128,
+    "epochs": 300,
+    "patience": 20,
+    "data.size": 64,
+    "data.view": "resize",
+}
+PRETRAINING = {
+    "model.kind": "classifier",
+    "trainable": "all",
+    "data.train_split": "train",
+    "data.shots": 0,
+    "augment.zoom": 0.0,
+    "augment.rotation": 0.0,
+    "augment.translation": 0,
+    "augment.flip": False,
+    "augment.cutout_alpha": 0,
+}
+FINE_TUNING = {
+    "model.kind": "fdftnet",
+    "trainable": "head",
+    "data.train_split": "finetune",
+    "data.shots": 1000,
+    "model.num_blocks": 2,
+    "model.num_stages": 3,
+    "model.first_stride": 1,
+    "augment.zoom": 0.2,
+    "augment.rotation": 0.2,
+    "augment.translation": 2,
+    "augment.flip": True,
+    "augment.cutout_alpha": 3,
+    "augment.cutout_beta": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "own"), [(pretrain, PRETRAINING), (finetune, FINE_TUNING)]
+)
+@pytest.mark.parametrize("data", ["folder", "toy"])
+@pytest.mark.parametrize("backbone", ["squeezenet", "shallownetv3"])
+def test_paper_configs_follow_section_4_1(module, own, data, backbone):
+    config = flat(module.get_config(f"{backbone},{data},paper"))
+    expected = {
+        **SECTION_4_1,
+        **own,
+        "model.backbone": backbone,
+        "data.name": data,
+    }
+    assert {key: config[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("module", [pretrain, finetune])
+def test_defaults_differ_from_the_paper_only_where_they_say_so(module):
+    paper = flat(module.get_config("squeezenet,toy,paper"))
+    default = flat(module.get_config("squeezenet,toy"))
+    assert {key for key in paper if paper[key] != default[key]} <= {
+        "optimizer.learning_rate",
+        "optimizer.warmup_epochs",
+        "optimizer.clip_norm",
+        "batch_size",
+        "epochs",
+        "model.num_blocks",
+    }
+    assert flat(module.get_config()) == default
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "",
+        "squeezenet",
+        "squeezenet,",
+        "squeezenet,faces",
+        "squeezenet,toy,papers",
+        "squeezenet,toy,paper,more",
+        "squeezenet, toy",
+    ],
+)
+@pytest.mark.parametrize("module", [pretrain, finetune])
+def test_mistakes_in_the_argument(module, argument):
+    with pytest.raises(ValueError, match="expected BACKBONE,DATA") as error:
+        module.get_config(argument)
+    assert repr(argument) in str(error.value)
+    assert "\n" not in str(error.value)

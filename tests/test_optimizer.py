@@ -1,0 +1,91 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fdftnet_jax.training import optimizer
+
+
+def options(**changes):
+    return {
+        "learning_rate": 0.3,
+        "momentum": 0.9,
+        "warmup_epochs": 0.0,
+        "clip_norm": 0.0,
+        **changes,
+    }
+
+
+def expected_rate(step, peak, warmup, steps):
+    if step < warmup:
+        return peak * step / warmup
+    return peak / 2 * (1 + np.cos(np.pi * (step - warmup) / (steps - warmup)))
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "steps_per_epoch", "steps", "warmup"),
+    [(0.0, 5, 20, 0), (1.0, 5, 20, 5), (1.5, 5, 20, 7), (9.0, 5, 20, 19), (1, 3, 1, 0)],
+)
+def test_schedule(warmup_epochs, steps_per_epoch, steps, warmup):
+    schedule = optimizer.schedule(
+        options(warmup_epochs=warmup_epochs), steps, steps_per_epoch
+    )
+    found = [float(schedule(step)) for step in range(steps + 1)]
+    expected = [expected_rate(step, 0.3, warmup, steps) for step in range(steps + 1)]
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+MASK = {"backbone": {"a": False, "b": False}, "head": {"c": True, "d": True}}
+
+
+def random_tree(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {
+        part: {
+            name: (scale * rng.normal(size=(3, 2))).astype(np.float32) for name in names
+        }
+        for part, names in MASK.items()
+    }
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 2.0])
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+def test_updates_against_numpy(warmup_epochs, clip_norm):
+    """SGD with momentum written out in float64, with gradients for every leaf."""
+    steps, momentum = 12, 0.9
+    chosen = options(warmup_epochs=warmup_epochs, clip_norm=clip_norm)
+    schedule = optimizer.schedule(chosen, steps, steps_per_epoch=3)
+    transform = optimizer.create(chosen, schedule, MASK)
+    params = random_tree(0)
+    start = params
+    state = transform.init(params)
+    weights = {name: w.astype(np.float64) for name, w in params["head"].items()}
+    velocity = {name: np.zeros((3, 2)) for name in weights}
+    for step in range(steps):
+        gradients = random_tree(1 + step)
+        # A frozen part must not even count in the norm.
+        gradients["backbone"] = {n: 1e3 * g for n, g in gradients["backbone"].items()}
+        updates, state = transform.update(gradients, state, params)
+        for update in updates["backbone"].values():
+            assert not np.any(update)
+        params = jax.device_get(optax.apply_updates(params, updates))
+
+        norm = np.sqrt(sum(np.sum(g**2.0) for g in gradients["head"].values()))
+        shrink = clip_norm / norm if clip_norm and norm > clip_norm else 1.0
+        rate = expected_rate(step, 0.3, int(3 * warmup_epochs), steps)
+        for name, gradient in gradients["head"].items():
+            velocity[name] = momentum * velocity[name] + shrink * gradient
+            weights[name] = weights[name] - rate * velocity[name]
+    for name, weight in weights.items():
+        np.testing.assert_allclose(params["head"][name], weight, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(weight, start["head"][name], atol=1e-2)
+    for name, weight in start["backbone"].items():
+        np.testing.assert_array_equal(params["backbone"][name], weight)
+
+
+def test_state_has_no_arrays_for_frozen_leaves():
+    params = random_tree(0)
+    state = optimizer.create(options(), lambda step: 0.1, MASK).init(params)
+    shapes = sorted(np.shape(leaf) for leaf in jax.tree.leaves(state))
+    # The momentum of the head's two leaves, and the count of the schedule.
+    assert shapes == [(), (3, 2), (3, 2)]

@@ -1,0 +1,404 @@
+import collections
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_runs
+from scipy import special
+
+from fdftnet_jax.data import augment, images
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import fdftnet, registry
+from fdftnet_jax.training import freezing, optimizer, steps
+
+FDFTNET = small_runs.model_config()
+
+
+def train(task, state, number, devices=None, first=0):
+    """Runs steps on `number` batches; returns the state on the host and the metrics."""
+    train_step, _ = steps.pmap_steps(task, devices)
+    replicated = steps.replicate(state, devices)
+    metrics = []
+    for index in range(first, first + number):
+        batch = steps.shard(small_runs.batch(seed=index), devices)
+        replicated, found = train_step(replicated, batch)
+        metrics.append(steps.unreplicate(found))
+    return steps.unreplicate(replicated), metrics
+
+
+def parts(tree, name):
+    """Path -> leaf of one top-level part of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree[name])
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+# What is traced.
+
+
+def inner_jaxprs(parameter):
+    if isinstance(parameter, jax.extend.core.ClosedJaxpr):
+        yield parameter.jaxpr
+    elif isinstance(parameter, jax.extend.core.Jaxpr):
+        yield parameter
+    elif isinstance(parameter, (tuple, list)):
+        for item in parameter:
+            yield from inner_jaxprs(item)
+
+
+def count_products(jaxpr):
+    """Counts convolutions and matrix products, also inside of calls and loops."""
+    counts = collections.Counter()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in ("conv_general_dilated", "dot_general"):
+            counts[name] += 1
+        for parameter in equation.params.values():
+            for inner in inner_jaxprs(parameter):
+                counts += count_products(inner)
+    return counts
+
+
+def traced(function, *arguments):
+    """Counts what one device runs of a function that the devices map."""
+    made = jax.make_jaxpr(function, axis_env=[(steps.AXIS, 1)])(*arguments)
+    return count_products(made.jaxpr)
+
+
+class GivenFeatures(nn.Module):
+    """Stands for a backbone whose work is done."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return jnp.ones((len(images), *self.shape))
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet", "shallownetv3", "small"])
+def test_no_backward_pass_of_the_frozen_backbone_is_traced(backbone):
+    model = small_runs.model_config(backbone=backbone)
+    size = 64
+    batch = small_runs.batch(number=2, size=size)
+    whole, state = small_runs.task(model, "head", size=size, traced_only=True)
+    step_of_head = traced(functools.partial(steps.train_step, task=whole), state, batch)
+
+    variables = {
+        "params": state.params["backbone"],
+        "batch_stats": state.batch_stats.get("backbone", {}),
+    }
+    module = registry.get_backbone(backbone, axis_name=steps.AXIS)
+    forward = functools.partial(module.apply, variables, train=False)
+    network_input = images.scale(batch["image"])
+    forward_only = traced(forward, network_input)
+    features = jax.eval_shape(forward, network_input)
+
+    # The same step of the head alone, on features that are given.
+    head = {k: v for k, v in state.params.items() if k != "backbone"}
+    mask = jax.tree.map(lambda leaf: True, head)
+    alone = fdftnet.FDFtNet(
+        GivenFeatures(features.shape[1:]), 1, 1, axis_name=steps.AXIS
+    )
+    rule = optimizer.create(
+        {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.05, mask
+    )
+    task = steps.Task(
+        alone.apply, images.scale, whole.augment, whole.l2, rule, mask, seed=0
+    )
+    stats = {k: v for k, v in state.batch_stats.items() if k != "backbone"}
+    own = steps.TrainState(state.step, head, stats, rule.init(head))
+    head_only = traced(functools.partial(steps.train_step, task=task), own, batch)
+    assert step_of_head == forward_only + head_only
+
+    released, state = small_runs.task(model, "all", size=size, traced_only=True)
+    step_of_all = traced(
+        functools.partial(steps.train_step, task=released), state, batch
+    )
+    # Two more for each product of the backbone, one for its input and one for its
+    # kernel; the head's first product stands in for the network's first, whose input
+    # needs no gradient.
+    backward = 2 * forward_only.total()
+    assert step_of_all.total() == step_of_head.total() + backward
+
+
+# What changes.
+
+
+def test_the_frozen_backbone_stays_bit_identical():
+    task, before = small_runs.task(FDFTNET, "head")
+    after, _ = train(task, before, 3)
+    for collection in ("params", "batch_stats"):
+        old, new = getattr(before, collection), getattr(after, collection)
+        assert old.keys() == new.keys()
+        frozen = parts(old, "backbone")
+        assert frozen
+        for path, leaf in parts(new, "backbone").items():
+            assert leaf.tobytes() == frozen[path].tobytes(), path
+        for part in old.keys() - {"backbone"}:
+            trained = parts(new, part)
+            for path, leaf in parts(old, part).items():
+                assert np.any(leaf != trained[path]), (part, path)
+    assert after.step == 3
+
+
+def test_a_released_backbone_changes():
+    task, before = small_runs.task(FDFTNET, "all")
+    after, _ = train(task, before, 2)
+    for collection in ("params", "batch_stats"):
+        old = parts(getattr(before, collection), "backbone")
+        for path, leaf in parts(getattr(after, collection), "backbone").items():
+            assert np.any(leaf != old[path]), path
+
+
+def test_one_device_and_two_see_the_same():
+    """Batch statistics, dropout and augmentation are those of the global batch."""
+    task, state = small_runs.task(FDFTNET, "all")
+    of_one, of_two = state, state
+    for first, number in ((0, 1), (1, 3)):
+        of_one, one = train(task, of_one, number, jax.devices()[:1], first)
+        of_two, two = train(task, of_two, number, jax.devices()[:2], first)
+        chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(of_one, of_two, rtol=1e-5, atol=1e-5)
+    assert of_one.step == 4
+
+
+def toy_task(**changes):
+    """A task whose loss says which random numbers were drawn."""
+
+    def apply(variables, images, train, mutable=(), rngs=None):
+        pixel = images[:, 0, 0, 0] * variables["params"]["classifier"]["kernel"]
+        if rngs is not None and "dropout" in rngs:
+            pixel += jax.random.uniform(rngs["dropout"])
+        logits = jnp.stack([jnp.zeros_like(pixel), pixel], axis=1)
+        return (logits, {}) if mutable else logits
+
+    def noisy(rng, indices, images):
+        keys = augment.example_keys(rng, indices)
+        return images + jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+
+    params = {"classifier": {"kernel": np.ones((), np.float32)}}
+    mask = freezing.trainable_mask(params, "all")
+    fields = {
+        "apply": apply,
+        "scale": lambda images: images / 255,
+        "augment": noisy,
+        "l2": {},
+        "optimizer": optimizer.create(
+            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.0, mask
+        ),
+        "mask": mask,
+        "seed": 0,
+    }
+    task = steps.Task(**{**fields, **changes})
+    state = steps.TrainState(
+        np.zeros((), np.int32), params, {}, task.optimizer.init(params)
+    )
+    return task, state
+
+
+def no_augmentation(rng, indices, images):
+    return images
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": no_augmentation}])
+def test_randomness_is_a_function_of_seed_and_step(changes):
+    def losses(seed, first_step, number):
+        task, state = toy_task(seed=seed, **changes)
+        train_step, _ = steps.pmap_steps(task)
+        state = steps.replicate(state.replace(step=np.int32(first_step)))
+        batch = small_runs.batch()
+        found = []
+        for _ in range(number):
+            state, metrics = train_step(state, steps.shard(batch))
+            found.append(float(steps.unreplicate(metrics)["loss"]))
+        return found
+
+    undisturbed = losses(0, 0, 4)
+    assert len(set(undisturbed)) == 4
+    assert losses(0, 0, 4) == undisturbed
+    assert losses(0, 2, 2) == undisturbed[2:]
+    assert not set(losses(1, 0, 4)) & set(undisturbed)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_randomness_is_a_function_of_the_index(devices):
+    def indices_as_images(rng, indices, batch):
+        return jnp.broadcast_to(indices[:, None, None, None] / 8.0, batch.shape)
+
+    task, state = toy_task(
+        augment=indices_as_images,
+        scale=lambda images: images,
+        apply=lambda variables, images, **_: (
+            jnp.stack([images[:, 0, 0, 0]] * 2, 1) * jnp.array([0, 1]),
+            {},
+        ),
+    )
+    batch = {**small_runs.batch(), "label": np.zeros(8, np.int32)}
+    batch["label"][3] = 1
+    chosen = jax.devices()[:devices]
+    train_step, _ = steps.pmap_steps(task, chosen)
+    _, metrics = train_step(steps.replicate(state, chosen), steps.shard(batch, chosen))
+    logit = np.arange(8) / 8
+    expected = np.logaddexp(0, np.where(batch["label"] == 1, -logit, logit)).sum()
+    np.testing.assert_allclose(steps.unreplicate(metrics)["loss"], expected, rtol=1e-6)
+
+
+# What is measured.
+
+
+def test_training_metrics_are_sums_over_the_global_batch():
+    task, state = toy_task(augment=None, scale=lambda images: images / 255)
+    task = steps.Task(**{**vars(task), "apply": without_dropout(task.apply)})
+    batch = small_runs.batch()
+    _, metrics = train(task, state, 1)
+    logit = batch["image"][:, 0, 0, 0] / 255.0
+    losses = np.logaddexp(0, np.where(batch["label"] == 1, -logit, logit))
+    assert metrics[0]["count"] == 8
+    assert metrics[0]["correct"] == batch["label"].sum()  # every logit is >= 0
+    np.testing.assert_allclose(metrics[0]["loss"], losses.sum(), rtol=1e-6)
+
+
+def without_dropout(apply):
+    def applied(variables, images, rngs=None, **options):
+        return apply(variables, images, **options)
+
+    return applied
+
+
+def padded(batches, number, order):
+    """Batches of 4 of a source in `order`, the last filled with noise of mask 0."""
+    source = small_runs.batch(number)
+    noise = small_runs.batch(4 * batches - number, seed=1)
+    rows = {name: np.concatenate([source[name], noise[name]]) for name in source}
+    rows["index"] = np.r_[:number, [-1] * (4 * batches - number)].astype(np.int32)
+    rows["mask"] = (rows["index"] >= 0).astype(np.float32)
+    order = np.asarray(order)
+    return source, [
+        {name: values[order[start : start + 4]] for name, values in rows.items()}
+        for start in range(0, 4 * batches, 4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    """(p_eval_step, variables on the host, forward) of an untrained FDFtNet."""
+    task, state = small_runs.task(FDFTNET, "head")
+    _, eval_step = steps.pmap_steps(task)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    forward = jax.jit(lambda x: task.apply(variables, images.scale(x), train=False))
+    return eval_step, variables, forward
+
+
+@pytest.mark.parametrize(
+    "order", [np.arange(12), np.random.default_rng(3).permutation(12)]
+)
+def test_evaluation_scores_the_source_in_its_order(evaluated, order):
+    """Whatever order and padding the batches come in."""
+    eval_step, variables, forward = evaluated
+    source, batches = padded(3, 10, order)
+    means, logits = steps.evaluate(
+        eval_step, steps.replicate(variables), batches, num_examples=10
+    )
+    expected = np.asarray(forward(source["image"]), np.float64)
+    assert np.ptp(expected) > 1e-2
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    log_likelihood = special.log_softmax(expected, axis=1)
+    loss = -log_likelihood[np.arange(10), source["label"]].mean()
+    assert means["loss"] == pytest.approx(loss, rel=1e-4)
+    called = expected[:, 1] >= expected[:, 0]
+    assert means["accuracy"] == pytest.approx(np.mean(called == source["label"]))
+
+
+def test_an_example_that_was_not_scored_shows(evaluated):
+    eval_step, variables, _ = evaluated
+    _, batches = padded(3, 10, np.arange(12))
+    _, logits = steps.evaluate(
+        eval_step, steps.replicate(variables), batches[:2], num_examples=10
+    )
+    np.testing.assert_array_equal(np.isnan(logits[:, 0]), np.arange(10) >= 8)
+
+
+# L2.
+
+
+def test_l2_is_the_sum_of_squares_of_the_kernels():
+    rng = np.random.default_rng(0)
+    params = {
+        part: {
+            "conv": {
+                "kernel": rng.normal(size=(3, 3, 2, 2)),
+                "bias": rng.normal(size=2),
+            },
+            "bn": {"scale": rng.normal(size=2), "bias": rng.normal(size=2)},
+            "attention": {
+                "gamma": rng.normal(),
+                "f": {"kernel": rng.normal(size=(2, 1))},
+            },
+        }
+        for part in ("backbone", "mobilenet_head", "classifier")
+    }
+
+    def squares(part):
+        kernels = (
+            params[part]["conv"]["kernel"],
+            params[part]["attention"]["f"]["kernel"],
+        )
+        return sum(np.sum(kernel**2) for kernel in kernels)
+
+    def found(weights):
+        return float(steps.l2_penalty(params, weights))
+
+    of_head = registry.l2_weights(FDFTNET)
+    expected = 1e-5 * (squares("mobilenet_head") + squares("classifier"))
+    assert found(of_head) == pytest.approx(expected, rel=1e-5)
+    of_shallownet = registry.l2_weights(
+        {"kind": "classifier", "backbone": "shallownetv3"}
+    )
+    expected = 1e-4 * sum(squares(part) for part in params)
+    assert found(of_shallownet) == pytest.approx(expected, rel=1e-5)
+    assert (
+        found(registry.l2_weights({"kind": "classifier", "backbone": "squeezenet"}))
+        == 0
+    )
+    assert found({}) == 0
+
+
+def test_l2_trains_and_is_not_measured():
+    """One step of plain SGD: the penalty adds 2 lambda w to the gradient of w."""
+    weight, rate, penalty = 1.5, 0.25, 0.1
+    rule = optax.sgd(rate)
+    params = {"classifier": {"kernel": np.float32(weight)}}
+    updated, losses = [], []
+    for l2 in ({"classifier": penalty}, {}):
+        task, state = toy_task(augment=None, l2=l2, optimizer=rule)
+        state = state.replace(params=params, opt_state=rule.init(params))
+        after, metrics = train(task, state, 1)
+        updated.append(after.params["classifier"]["kernel"])
+        losses.append(metrics[0]["loss"])
+    assert updated[0] - updated[1] == pytest.approx(
+        -rate * 2 * penalty * weight, rel=1e-4
+    )
+    assert losses[0] == losses[1]
+
+
+# Devices.
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(7, "6 or 8"), (1, "2"), (0, "2"), (-3, "2")]
+)
+def test_a_batch_that_the_devices_cannot_share(size, nearest):
+    with pytest.raises(UserError, match=f"2 devices; nearest: {nearest}$"):
+        steps.check_batch_size(size)
+    steps.check_batch_size(8)
+
+
+def test_shard_deals_rows_in_order():
+    rows = np.arange(24).reshape(8, 3)
+    sharded = steps.shard({"rows": rows}, jax.devices()[:2])["rows"]
+    np.testing.assert_array_equal(sharded, rows.reshape(2, 4, 3))
+    assert steps.shard({"rows": rows}, jax.devices()[:1])["rows"].shape == (1, 8, 3)
