@@ -187,3 +187,21 @@ def test_a_folder_that_is_not_there(pretrained, tmp_path):
 def test_git_commit_is_unknown_outside_a_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     assert scoring.environment()["git_commit"] == "unknown"
+
+
+def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"name": "folder", "dir": "new", "fractions": {"finetune": 1.0}}
+    old = {"name": "folder", "dir": "old", "fractions": {"train": 1.0}}
+    trained_on = [
+        {"data": own, "directory": str(tmp_path / "new")},
+        {"data": old, "directory": str(tmp_path / "old")},
+    ]
+
+    def fractions(**data):
+        return scoring.data_config(trained_on, data).fractions.to_dict()
+
+    assert fractions() == own["fractions"]
+    assert fractions(name="folder", dir="new/") == own["fractions"]
+    assert fractions(name="folder", dir="../" + tmp_path.name + "/old") == {"train": 1}
+    assert fractions(name="folder", dir="third") == own["fractions"]

@@ -84,12 +84,13 @@ def score_split(
         variables = checkpoints.load_variables()
         step = checkpoints.best
     preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
-    config = ml_collections.ConfigDict({**meta["data"], **(data or {})})
+    config = data_config(meta["trained_on"], data or {})
     dataset = forgery_faces.prepare(config, needed=(split,))
-    trained_here = dataset.fingerprint == meta["dataset"] or (
-        dataset.directory and dataset.directory == meta["directory"]
-    )
-    if split == "all" and trained_here:
+    if split == "all" and any(
+        dataset.fingerprint == run["dataset"]
+        or (dataset.directory and dataset.directory == run["directory"])
+        for run in meta["trained_on"]
+    ):
         warnings.warn(
             f"--split=all of {dataset.directory or dataset.name} holds the images that "
             "the detector was trained on: these figures say nothing about new images",
@@ -119,6 +120,21 @@ def score_split(
     columns = ("path", "group", "generator", "label")
     rows = [{name: record[name] for name in columns} for record in records]
     return Scores(dataset.name, dataset.directory, split, int(step or 0), logits, rows)
+
+
+def data_config(
+    trained_on: list[dict[str, Any]], data: dict[str, Any]
+) -> ml_collections.ConfigDict:
+    """The fields of `config.data` to score: those of the run, replaced by `data`.
+
+    A folder that an earlier run of these weights was trained on is split as it was
+    then: another split would test on images that were trained on.
+    """
+    run = trained_on[0]
+    if "dir" in data:
+        directory = os.path.abspath(os.path.expanduser(data["dir"]))
+        run = next((r for r in trained_on if r["directory"] == directory), run)
+    return ml_collections.ConfigDict({**run["data"], **data})
 
 
 def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:

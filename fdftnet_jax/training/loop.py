@@ -50,9 +50,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     directory = Path(workdir)
     _check_config(config, directory)
     preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
-    backbone = None
+    backbone, pretrained_on = None, []
     if config.model.kind == "fdftnet":
-        backbone = _load_backbone(config, preprocessing)
+        backbone, pretrained_on = _load_backbone(config, preprocessing)
 
     # Data.
     dataset = forgery_faces.prepare(
@@ -113,19 +113,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         "model": config.model.to_dict(),
         "preprocessing": preprocessing.to_dict(),
         "labels": LABELS,
-        "data": config.data.to_dict(),
-        "dataset": dataset.fingerprint,
-        "directory": dataset.directory,
+        # Every data set that the weights have seen, this run's own first.
+        "trained_on": [
+            {
+                "data": config.data.to_dict(),
+                "dataset": dataset.fingerprint,
+                "directory": dataset.directory,
+            },
+            *pretrained_on,
+        ],
     }
     progress = Progress()
     if checkpoints.latest is not None:
         saved = checkpoints.load_meta(checkpoints.latest)
         progress = Progress(**saved["progress"])
-        if saved["dataset"] != dataset.fingerprint:
+        began_with = saved["trained_on"][0]["dataset"]
+        if began_with != dataset.fingerprint:
             raise UserError(
                 f"the data of {workdir} has changed since the run began (it was "
-                f"{saved['dataset']}, it is {dataset.fingerprint}): restore it, or "
-                "start in a new --workdir"
+                f"{began_with}, it is {dataset.fingerprint}): restore it, or start in "
+                "a new --workdir"
             )
         if progress.finished:
             _say(
@@ -305,8 +312,8 @@ def _initialise(model, config, preprocessing) -> dict[str, Any]:
 
 def _load_backbone(
     config: ml_collections.ConfigDict, preprocessing: images.Preprocessing
-) -> dict[str, Any]:
-    """The best `params` and `batch_stats` of the backbone in `config.init_from`."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The best variables of the backbone in `config.init_from`, and what they saw."""
     if not config.init_from:
         raise UserError(
             "FDFtNet starts from a pre-trained backbone: give the workdir of "
@@ -325,10 +332,11 @@ def _load_backbone(
             f"{config.init_from} was trained on {meta['preprocessing']}, the config "
             f"asks for {preprocessing.to_dict()}: use the same view and size"
         )
-    _check_same_splits(meta, config)
+    for run in meta["trained_on"]:
+        _check_same_splits(run, config)
     if meta["model"]["kind"] == "fdftnet":
-        return {name: tree.get("backbone", {}) for name, tree in saved.items()}
-    return saved
+        saved = {name: tree.get("backbone", {}) for name, tree in saved.items()}
+    return saved, meta["trained_on"]
 
 
 def _with_backbone(
@@ -349,13 +357,13 @@ def _with_backbone(
     return found
 
 
-def _check_same_splits(meta: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:
     """Two ways of splitting one folder would mix its splits."""
     if config.data.name != "folder":
         return
-    if meta["directory"] != os.path.abspath(os.path.expanduser(config.data.dir)):
+    if run["directory"] != os.path.abspath(os.path.expanduser(config.data.dir)):
         return
-    pretrained_on, data = meta["data"], config.data.to_dict()
+    pretrained_on, data = run["data"], config.data.to_dict()
     if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
         raise UserError(
             f"{config.init_from} was trained on the same folder split by "
