@@ -44,8 +44,8 @@ def main() -> None:
     _draw(runs[0], workdir)
     print(_table(summary))
     print(
-        f"\nwritten to {workdir}/: summary.json, roc.png, training_curves.png, "
-        "contact_sheet.png"
+        f"\nwritten to {workdir}:\n"
+        "summary.json, roc.png, training_curves.png, contact_sheet.png"
     )
 
 
@@ -119,9 +119,9 @@ def _table(summary: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{images} test images each{repeated}; FDFtNet saw {shots} real and {shots} "
-            "fake images\nof the new forgery. Toy pictures: this shows that the "
-            "machinery works, no more.",
+            f"{images} test images each{repeated}; FDFtNet saw {shots} real and "
+            f"{shots} fake images\nof the new forgery. Toy pictures: this shows that "
+            "the machinery works, no more.",
         ]
     )
 

@@ -50,7 +50,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     directory = Path(workdir)
     _check_config(config, directory)
     preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
-    backbone, pretrained_on = None, []
+    backbone = None
+    pretrained_on: list[dict[str, Any]] = []
     if config.model.kind == "fdftnet":
         backbone, pretrained_on = _load_backbone(config, preprocessing)
 
