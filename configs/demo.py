@@ -15,11 +15,11 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.pretrain = pretrain.get_config("squeezenet,toy")
     config.pretrain.data.family = "upsampled"
-    config.pretrain.epochs = 8
+    config.pretrain.epochs = 6
     config.finetune = finetune.get_config("squeezenet,toy")
     config.finetune.data.family = "blended"
     config.finetune.data.shots = 200
-    config.finetune.epochs = 40
+    config.finetune.epochs = 30
     for data in (config.pretrain.data, config.finetune.data):
         data.toy_examples.train = 2000
         data.toy_examples.validation = 250

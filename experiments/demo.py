@@ -133,7 +133,7 @@ def _draw(scores: dict[tuple[str, str], Any], workdir: Path) -> None:
     from fdftnet_jax.data import toy
     from fdftnet_jax.evaluation import metrics
     from fdftnet_jax.reporting import plots
-    from fdftnet_jax.training import loop
+    from fdftnet_jax.training import run_files
 
     plots.roc_curves(
         workdir / "roc.png",
@@ -149,8 +149,8 @@ def _draw(scores: dict[tuple[str, str], Any], workdir: Path) -> None:
     plots.training_curves(
         workdir / "training_curves.png",
         {
-            "pre-training": loop.read_history(seed0 / "base"),
-            "fine-tuning": loop.read_history(seed0 / "fdftnet"),
+            "pre-training": run_files.read_history(seed0 / "base"),
+            "fine-tuning": run_files.read_history(seed0 / "fdftnet"),
         },
     )
     real = np.stack([toy.real_image(0, index) for index in range(12)])

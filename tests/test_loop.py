@@ -11,8 +11,9 @@ from PIL import Image
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
-from fdftnet_jax.training import loop, steps
+from fdftnet_jax.training import steps
 from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.training.run_files import read_history
 
 
 def arrays(workdir):
@@ -26,7 +27,7 @@ def arrays(workdir):
 
 def history(workdir):
     """The rows without what depends on the machine."""
-    rows = loop.read_history(workdir)
+    rows = read_history(workdir)
     return [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows]
 
 
@@ -37,7 +38,7 @@ def contents(workdir):
 def test_what_a_run_writes(pretrained, cache_dir):
     written = json.loads((pretrained / "config.json").read_text())
     assert written == json.loads(small_runs.config(cache_dir).to_json())
-    rows = loop.read_history(pretrained)
+    rows = read_history(pretrained)
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
     for row in rows:
         assert all(np.isfinite(value) for value in row.values())
@@ -100,7 +101,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
         stop(patch, 2, before_saving)
         small_runs.run(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
-        steps_per_epoch = loop.read_history(undisturbed)[0]["step"]
+        steps_per_epoch = read_history(undisturbed)[0]["step"]
         assert checkpoints.latest == steps_per_epoch * (1 if before_saving else 2)
     # The last line may have been cut off, too.
     with (tmp_path / "history.jsonl").open("a") as file:

@@ -32,7 +32,7 @@ from scipy import fft
 from fdftnet_jax.errors import UserError
 
 FAMILIES = ("upsampled", "blended")
-VERSION = 2
+VERSION = 1
 SIZE = 64
 
 # Pictures are painted at twice their size, and the optics bring them down.

@@ -2,33 +2,27 @@
 
 import dataclasses
 import functools
-import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from fdftnet_jax.data import augment, forgery_faces, images, pipeline
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
-from fdftnet_jax.training import freezing, optimizer, steps
-from fdftnet_jax.training.checkpoint import (
-    LABELS,
-    Checkpoints,
-    Progress,
-    check_fits,
+from fdftnet_jax.training import (
+    freezing,
+    initialization,
+    optimizer,
+    run_files,
+    steps,
 )
-
-# Changing these changes no number of a run, so a resumed one may.
-_FREE_KEYS = ("data.cache_dir", "data.memory_megabytes", "data.threads")
+from fdftnet_jax.training.checkpoint import LABELS, Checkpoints, Progress
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -48,12 +42,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     # Log.
     _check_values(config)
     directory = Path(workdir)
-    _check_config(config, directory)
+    run_files.check_config(config, directory)
     preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
     backbone = None
     pretrained_on: list[dict[str, Any]] = []
     if config.model.kind == "fdftnet":
-        backbone, pretrained_on = _load_backbone(config, preprocessing)
+        backbone, pretrained_on = initialization.load_backbone(config, preprocessing)
 
     # Data.
     dataset = forgery_faces.prepare(
@@ -76,9 +70,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     # Model.
     model = registry.build(config.model, axis_name=steps.AXIS)
-    variables = _initialise(model, config, preprocessing)
+    variables = initialization.initialise(model, config, preprocessing)
     if backbone is not None:
-        variables = _with_backbone(variables, backbone, config.init_from)
+        variables = initialization.with_backbone(variables, backbone, config.init_from)
     apply = model.apply
     if backbone is not None and config.trainable == "all":
         apply = functools.partial(model.apply, train_backbone=True)
@@ -146,7 +140,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         _say(f"resuming {workdir} after epoch {progress.epoch}")
 
     # What was wrong with the config has shown by now.
-    _write_config(config, directory)
+    run_files.write_config(config, directory)
 
     # Compile.
     p_train_step, p_eval_step = steps.pmap_steps(task)
@@ -170,7 +164,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         f"epoch, at most {config.epochs} epochs"
     )
     with (
-        _History(directory, progress.epoch) as history,
+        run_files.History(directory, progress.epoch) as history,
         tqdm(
             total=total_steps,
             initial=progress.epoch * steps_per_epoch,
@@ -239,41 +233,6 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def _check_config(config: ml_collections.ConfigDict, directory: Path) -> None:
-    """Raises UserError where the workdir holds a run with another config."""
-    path = directory / "config.json"
-    # A run that stopped before its first checkpoint left nothing to go on with.
-    if not path.exists() or not any(directory.glob("checkpoints/[0-9]*")):
-        return
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in _FREE_KEYS
-    ]
-    if changed:
-        raise UserError(
-            f"{directory} holds a run with another config ({'; '.join(changed)}): "
-            "give the old values to go on with it, or a new --workdir"
-        )
-
-
-def _write_config(config: ml_collections.ConfigDict, directory: Path) -> None:
-    resolved = json.loads(config.to_json())
-    text = json.dumps(resolved, indent=2, sort_keys=True) + "\n"
-    (directory / "config.json").write_text(text)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def _train_source(
     config: ml_collections.ConfigDict,
     dataset: forgery_faces.FaceDataset,
@@ -293,85 +252,6 @@ def _train_source(
             f"and {found[1]} fake"
         )
     return pipeline.Subset(source, indices)
-
-
-def _initialise(model, config, preprocessing) -> dict[str, Any]:
-    """The network's initial variables, on the host."""
-    shape = (1, preprocessing.size, preprocessing.size, 3)
-    logits, variables = jax.jit(functools.partial(model.init_with_output, train=False))(
-        jax.random.key(config.seed), jnp.zeros(shape)
-    )
-    # The mean over an empty feature map.
-    if not np.isfinite(logits).all():
-        raise UserError(
-            f"images of {preprocessing.size} pixels are too small for "
-            f"{config.model.backbone}, no feature map is left: give a larger "
-            "--config.data.size"
-        )
-    return {"batch_stats": {}} | jax.device_get(variables)
-
-
-def _load_backbone(
-    config: ml_collections.ConfigDict, preprocessing: images.Preprocessing
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The best variables of the backbone in `config.init_from`, and what they saw."""
-    if not config.init_from:
-        raise UserError(
-            "FDFtNet starts from a pre-trained backbone: give the workdir of "
-            "experiments.pretrain with --config.init_from=PATH"
-        )
-    with Checkpoints(config.init_from) as checkpoints:
-        meta, saved = checkpoints.load_meta(), checkpoints.load_variables()
-    name = meta["model"]["backbone"]
-    if name != config.model.backbone:
-        raise UserError(
-            f"{config.init_from} holds the backbone {name!r}, the config asks for "
-            f"{config.model.backbone!r}: use the config of the same backbone"
-        )
-    if meta["preprocessing"] != preprocessing.to_dict():
-        raise UserError(
-            f"{config.init_from} was trained on {meta['preprocessing']}, the config "
-            f"asks for {preprocessing.to_dict()}: use the same view and size"
-        )
-    for run in meta["trained_on"]:
-        _check_same_splits(run, config)
-    if meta["model"]["kind"] == "fdftnet":
-        saved = {name: tree.get("backbone", {}) for name, tree in saved.items()}
-    return saved, meta["trained_on"]
-
-
-def _with_backbone(
-    variables: dict[str, Any], backbone: dict[str, Any], init_from: str
-) -> dict[str, Any]:
-    """FDFtNet's variables with a pre-trained backbone in the place of its own."""
-    found = {}
-    for collection, tree in variables.items():
-        expected = tree.get("backbone", {})
-        # The classification layers are cut off.
-        layers = {
-            name: layer
-            for name, layer in backbone[collection].items()
-            if name in expected
-        }
-        check_fits(layers, expected, f"the backbone in {init_from}")
-        found[collection] = {**tree, "backbone": layers} if layers else tree
-    return found
-
-
-def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:
-    """Two ways of splitting one folder would mix its splits."""
-    if config.data.name != "folder":
-        return
-    if run["directory"] != os.path.abspath(os.path.expanduser(config.data.dir)):
-        return
-    pretrained_on, data = run["data"], config.data.to_dict()
-    if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
-        raise UserError(
-            f"{config.init_from} was trained on the same folder split by "
-            f"fractions={pretrained_on['fractions']}, "
-            f"group_by={pretrained_on['group_by']!r}; another split would test on "
-            "images that the backbone was trained on: give the same values"
-        )
 
 
 def _augmentation(options: ml_collections.ConfigDict):
@@ -417,47 +297,6 @@ def _gammas(params: dict[str, Any]) -> dict[str, float]:
         for name, layer in branch.items()
         if "gamma" in layer
     }
-
-
-class _History:
-    """One row an epoch, in `history.jsonl` and as TensorBoard events."""
-
-    def __init__(self, directory: Path, epoch: int):
-        """Drops the rows of epochs after `epoch`, which a resumed run repeats."""
-        path = directory / "history.jsonl"
-        rows = read_history(directory) if path.exists() else []
-        rows = [row for row in rows if row["epoch"] <= epoch]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
-        self._events = SummaryWriter(
-            str(directory / "tensorboard"),
-            purge_step=rows[-1]["step"] + 1 if rows else 0,
-        )
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._events.add_scalar(name, value, row["step"])
-        self._events.flush()
-
-    def __enter__(self) -> "_History":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-        self._events.close()
-
-
-def read_history(workdir: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run, one an epoch.
-
-    Each has epoch, step, train_loss, train_accuracy, validation_loss,
-    validation_accuracy, learning_rate, images_per_second, and gamma_attention<m>.
-    """
-    lines = (Path(workdir) / "history.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _line(row: dict, progress: Progress, epochs: int, seconds: float) -> str:
