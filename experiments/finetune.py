@@ -1,4 +1,11 @@
-"""Fine-tunes FDFtNet on a frozen backbone: `python -m experiments.finetune --help`."""
+r"""Fine-tunes FDFtNet on the frozen backbone of a pre-training run.
+
+    python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
+        --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
+
+PATH holds real/ and fake/. Every field of configs/base.py is a flag,
+--config.NAME=VALUE. The same command goes on where it stopped.
+"""
 
 from experiments import launch
 

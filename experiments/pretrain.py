@@ -1,4 +1,11 @@
-"""Pre-trains a backbone: `python -m experiments.pretrain --help`."""
+r"""Pre-trains a backbone with its own top.
+
+    python -m experiments.pretrain --config=configs/pretrain.py:squeezenet,folder \
+        --config.data.dir=PATH --workdir=runs/base
+
+PATH holds real/ and fake/. Every field of configs/base.py is a flag,
+--config.NAME=VALUE. The same command goes on where it stopped.
+"""
 
 from experiments import launch
 
