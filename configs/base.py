@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.view = "resize"
     # Side of the network's square input, in pixels.
     config.data.size = 64
-    # Decoded views are kept in memory up to this many megabytes.
+    # Decoded views of each split are kept in memory up to this many megabytes.
     config.data.memory_megabytes = 2048
     # Reader threads.
     config.data.threads = 4

@@ -1,6 +1,7 @@
 """How every experiment starts: flags, one-line errors, exit codes."""
 
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -19,16 +20,36 @@ EXIT_USER_ERROR = 2
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Parses the flags and runs `main`; a user's mistake is one line and code 2."""
+def run(main: Callable[[], Any], default_config: str = "") -> None:
+    """Parses the flags and runs `main`; a user's mistake is one line and code 2.
+
+    Args:
+      main: the experiment; it reads `flags.FLAGS`.
+      default_config: config file and argument where `--config` is not given; '' for an
+        experiment without that flag.
+    """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    if default_config:
+        # The flag looks up each `--config.field` as soon as it has a config, so the
+        # default is an argument like any other, parsed where errors are caught.
+        config_flags.DEFINE_config_file(
+            "config",
+            None,
+            f"Config file and its argument (default {default_config}).",
+            lock_config=True,
+        )
+        if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv):
+            sys.argv.insert(1, f"--config={default_config}")
     # Compiled once, not at every start; JAX reads these when it is first imported.
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/fdftnet_jax/xla")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     warnings.showwarning = _show_warning
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+    app.run(
+        lambda argv: _guarded(main, argv),
+        flags_parser=lambda argv: _parse(argv, default_config),
+    )
 
 
 def run_training(default_config: str) -> None:
@@ -37,25 +58,15 @@ def run_training(default_config: str) -> None:
     Args:
       default_config: the config file and argument where `--config` is not given.
     """
-    # The flag looks up each `--config.field` in the config as soon as it has one, so
-    # the default is an argument like any other, parsed where errors are caught.
-    config = config_flags.DEFINE_config_file(
-        "config",
-        None,
-        f"Config file and its argument (default {default_config}).",
-        lock_config=True,
-    )
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv):
-        sys.argv.insert(1, f"--config={default_config}")
 
     def main() -> None:
         # JAX starts only when the flags are known to be right.
         from fdftnet_jax.training import loop
 
-        loop.train_and_evaluate(config.value, workdir.value)
+        loop.train_and_evaluate(flags.FLAGS.config, workdir.value)
 
-    run(main)
+    run(main, default_config)
 
 
 def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
@@ -69,7 +80,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
         _fail(str(error))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], default_config: str) -> list[str]:
     for argument in argv:
         file = re.match(r"--?config=([^:]*)", argument)
         if file and not os.path.isfile(file[1]):
@@ -80,12 +91,12 @@ def _parse(argv: list[str]) -> list[str]:
     except Exception as error:
         if any(re.fullmatch(r"--?debug(=true)?", argument) for argument in argv):
             raise
-        _fail(_explain(error))
+        _fail(_explain(error, default_config))
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, default_config: str) -> str:
     """One line for what was wrong with the command line."""
-    known = _config_keys()
+    known = _config_keys(default_config)
     for argument in sys.argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and known and match[1] not in known:
@@ -96,13 +107,17 @@ def _explain(error: Exception) -> str:
             return f"no config key {match[1]!r}; {hint}"
     # What a config file raised stands at the end of the traceback that absl quotes.
     text = str(error).strip().rsplit("\n", 1)[-1].strip()
-    return f"{text}; see --help"
+    if required := re.search(r"Flag --(\w+) must have a value", text):
+        return f"--{required[1]} is missing: give --{required[1]}=VALUE; see --help"
+    return f"{text.removeprefix('ValueError: ')}; see --help"
 
 
-def _config_keys() -> list[str]:
+def _config_keys(default_config: str) -> list[str]:
+    """The keys of a config file, or none where it cannot be imported."""
+    module = default_config.partition(":")[0].removesuffix(".py").replace("/", ".")
     try:
-        from configs import base
-    except ImportError:
+        config = importlib.import_module(module).get_config()
+    except (ImportError, ValueError):
         return []
 
     def keys(config: ml_collections.ConfigDict, prefix: str) -> list[str]:
@@ -113,7 +128,7 @@ def _config_keys() -> list[str]:
                 names += keys(value, f"{prefix}{name}.")
         return names
 
-    return keys(base.get_config(), "")
+    return keys(config, "")
 
 
 def _fail(message: str) -> NoReturn:

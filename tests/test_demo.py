@@ -73,7 +73,10 @@ def test_table_shows_the_summary(finished):
     workdir, _, process = finished
     results = json.loads((workdir / "summary.json").read_text())["results"]
     lines = process.stdout.splitlines()
-    for title, detector in (("pre-trained backbone", "before"), ("FDFtNet", "after")):
+    for title, detector in (
+        ("pre-trained backbone", "before"),
+        ("fine-tuned FDFtNet", "after"),
+    ):
         (line,) = [line for line in lines if line.startswith(title)]
         figures = [float(word) for word in line.split() if word[0].isdigit()]
         assert figures == pytest.approx(

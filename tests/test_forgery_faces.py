@@ -109,7 +109,7 @@ def test_given_splits_are_taken_as_they_are(data, tmp_path):
     dataset = forgery_faces.prepare(data)
     assert dataset.splits == {"train": 4, "test": 6}
     assert all(r["path"].startswith("test/") for r in dataset.source("test"))
-    with pytest.raises(UserError, match="'validation' of faces, found 0 real and 0"):
+    with pytest.raises(UserError, match=r"'validation' in faces, found train, test;"):
         dataset.source("validation")
 
 
@@ -280,7 +280,10 @@ def test_an_empty_split_is_an_error_unless_it_is_not_needed(folder):
     folder.fractions.update(train=0.5, test=0.5 - 1e-9, finetune=1e-9)
     with pytest.raises(UserError, match="'finetune' of faces, found 0 real and 0 fake"):
         forgery_faces.prepare(folder)
-    assert len(forgery_faces.prepare(folder, needed=["all"]).source("all")) == 24
+    with pytest.raises(UserError, match="'finetune' of faces, found 0 real and 0 fake"):
+        forgery_faces.prepare(folder, needed=["train"])
+    dataset = forgery_faces.prepare(folder, needed=["all"], only_needed=True)
+    assert len(dataset.source("all")) == 24
 
 
 def test_a_split_without_one_class_is_an_error(folder, tmp_path):

@@ -43,9 +43,10 @@ def test_what_a_run_writes(pretrained, cache_dir):
     for row in rows:
         assert all(np.isfinite(value) for value in row.values())
         assert row["images_per_second"] > 0
-    # Cosine after a warm-up of one of three epochs.
+    # Warm-up over 4 steps, then half a cosine over 8: the rate of each last step.
     rates = [row["learning_rate"] for row in rows]
-    np.testing.assert_allclose(rates, [0.03, 0.015, 0], atol=1e-8)
+    cosine = [0.015 * (1 + np.cos(np.pi * step / 8)) for step in (3, 7)]
+    np.testing.assert_allclose(rates, [0.03 * 3 / 4, *cosine], rtol=1e-5)
     assert list((pretrained / "tensorboard").glob("events.*"))
     losses = [row["validation_loss"] for row in rows]
     with Checkpoints(pretrained) as checkpoints:
@@ -203,6 +204,42 @@ def test_fine_tuning_starts_from_the_best_backbone_and_keeps_it(
         chex.assert_trees_all_equal(latest[collection]["backbone"], expected)
 
 
+def test_a_fine_tuning_goes_on_without_the_run_it_came_from(
+    pretrained, cache_dir, tmp_path, monkeypatch, capsys
+):
+    base = shutil.copytree(pretrained, tmp_path / "base")
+    config = small_runs.config(cache_dir, base)
+    stop(monkeypatch, 1, before_saving=False)
+    with pytest.raises(StopError):
+        small_runs.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    shutil.rmtree(base)
+    small_runs.run(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        meta = checkpoints.load_meta()
+    assert [r["data"]["train_split"] for r in meta["trained_on"]] == [
+        "finetune",
+        "train",
+    ]
+    small_runs.run(config, tmp_path / "run")
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_an_unfinished_pre_training_is_warned_of(cache_dir, tmp_path, monkeypatch):
+    stop(monkeypatch, 2, before_saving=True)
+    with pytest.raises(StopError):
+        small_runs.run(small_runs.config(cache_dir), tmp_path / "base")
+    monkeypatch.undo()
+    stop_before_training(monkeypatch)
+    with (
+        pytest.warns(UserWarning, match="base has not finished"),
+        pytest.raises(StopError),
+    ):
+        small_runs.run(
+            small_runs.config(cache_dir, tmp_path / "base"), tmp_path / "run"
+        )
+
+
 def test_fine_tuning_goes_on_from_a_fine_tuned_backbone(finetuned, cache_dir, tmp_path):
     small_runs.run(small_runs.config(cache_dir, finetuned), tmp_path)
     with Checkpoints(finetuned) as old, Checkpoints(tmp_path) as new:
@@ -278,6 +315,10 @@ def folder_config(cache_dir, folder, init_from="", **changes):
         ({"batch_size": 7}, "not a multiple of the 2 devices"),
         ({"epochs": 0}, "epochs is 0: expected 1 or more"),
         ({"patience": -1}, "patience is -1: expected 1 or more"),
+        ({"seed": -1}, "seed is -1: expected 0 to 2147483647"),
+        ({"data.shots": -5}, "data.shots is -5: expected 0 or more"),
+        ({"model.num_stages": 5}, "model.num_stages is 5: expected 1 to 4"),
+        ({"data.train_split": "test"}, "'test': expected 'train' or 'finetune'"),
         ({"data.dir": "/nowhere", "data.name": "folder"}, "/nowhere"),
     ],
 )
@@ -322,9 +363,10 @@ def test_one_folder_is_split_in_one_way(cache_dir, pretrained, tmp_path, monkeyp
         stop_before_training(monkeypatch)
         small_runs.run(config, tmp_path / "run")
 
+    (tmp_path / "link").symlink_to(folder)
     for changes in (
         {"data.fractions.train": 0.4, "data.fractions.test": 0.3},
-        {"data.group_by": r"(\d)\.png"},
+        {"data.group_by": r"(\d)\.png", "data.dir": "link"},
     ):
         with pytest.raises(UserError, match=r"same folder split by .*give the same"):
             finetune(**changes)

@@ -150,8 +150,10 @@ def test_all_of_the_training_folder_is_warned_of(
         **{f"data.fractions.{split}": share for split, share in fractions.items()},
     )
     small_runs.run(config, tmp_path)
-    with pytest.raises(UserError, match="0 real and 0 fake"):
+    with pytest.raises(UserError, match="'test' in photos, found train, validation"):
         scoring.score_split(tmp_path, "test")
+    with pytest.warns(UserWarning, match="--split=train of"):
+        scoring.score_split(tmp_path, "train")
     # A picture more does not make it another folder.
     shutil.copy(photos / "real/0.png", photos / "real/more.png")
     monkeypatch.chdir(tmp_path)
@@ -192,6 +194,7 @@ def test_git_commit_is_unknown_outside_a_repository(tmp_path, monkeypatch):
 def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = {"name": "folder", "dir": "new", "fractions": {"finetune": 1.0}}
+    own |= {"group_by": "folder", "generator_by": "folder"}
     old = {"name": "folder", "dir": "old", "fractions": {"train": 1.0}}
     trained_on = [
         {"data": own, "directory": str(tmp_path / "new")},
@@ -205,3 +208,6 @@ def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatc
     assert fractions(name="folder", dir="new/") == own["fractions"]
     assert fractions(name="folder", dir="../" + tmp_path.name + "/old") == {"train": 1}
     assert fractions(name="folder", dir="third") == own["fractions"]
+    # Rules on the paths of one folder need not fit another.
+    assert scoring.data_config(trained_on, {"dir": "new"}).group_by == "folder"
+    assert scoring.data_config(trained_on, {"dir": "third"}).group_by == "file"

@@ -80,7 +80,7 @@ class FolderConfig(FacesConfig):
                 "expected the path of a folder of images, found an empty one; give it "
                 "with --config.data.dir=PATH"
             )
-        self.dir = os.path.abspath(os.path.expanduser(self.dir))
+        self.dir = splits.resolve(self.dir)
         files = splits.list_images(self.dir)
         self.examples = splits.assign(
             files,
@@ -294,6 +294,12 @@ def check_split(config: FacesConfig, split: str) -> None:
     fake = sum(example.label for example in examples)
     if not 0 < fake < len(examples):
         groups = {e.group for split in config.examples.values() for e in split}
+        if not examples and split not in config.expected:
+            raise UserError(
+                f"expected a split {split!r} in {config.title}, found "
+                f"{', '.join(config.examples)}; make a folder {split}/ with real/ and "
+                "fake/ in it, or give the split a fraction above 0"
+            )
         raise UserError(
             f"expected real and fake images in the split {split!r} of {config.title}, "
             f"found {len(examples) - fake} real and {fake} fake ({len(groups)} groups "
@@ -302,7 +308,10 @@ def check_split(config: FacesConfig, split: str) -> None:
 
 
 def prepare(
-    data: ml_collections.ConfigDict, needed: Sequence[str] | None = None
+    data: ml_collections.ConfigDict,
+    needed: Sequence[str] = (),
+    *,
+    only_needed: bool = False,
 ) -> FaceDataset:
     """Prepares a data set, or finds it in the cache.
 
@@ -312,8 +321,9 @@ def prepare(
 
     Args:
       data: the section `data` of a config.
-      needed: the splits that must hold both classes. By default those that the
-        fractions, the folder or the toy's numbers name.
+      needed: splits that must hold both classes, besides those that the fractions, the
+        folder or the toy's numbers name.
+      only_needed: whether these others may be empty.
 
     Raises:
       UserError: if the folder, an image in it or a rule does not fit, if a needed split
@@ -336,7 +346,7 @@ def prepare(
             f"expected config.data.name to be 'folder' or 'toy', found {data.name!r}; "
             "choose one of them"
         )
-    for split in config.expected if needed is None else needed:
+    for split in [*needed, *([] if only_needed else config.expected)]:
         check_split(config, split)
     return FaceDataset(_prepared(config, _cache_dir(data.cache_dir)))
 

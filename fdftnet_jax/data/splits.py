@@ -42,6 +42,11 @@ class Example(NamedTuple):
     generator: str  # What made a fake; '' for real images.
 
 
+def resolve(directory: str | os.PathLike) -> str:
+    """The one absolute path of a folder, whatever links and `~` it was named by."""
+    return os.path.realpath(os.path.expanduser(directory))
+
+
 def list_images(directory: str | os.PathLike) -> list[ImageFile]:
     """Lists the images of a folder, sorted by path.
 

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, pipeline
+from fdftnet_jax.data import forgery_faces, images, pipeline, splits
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import steps
@@ -85,24 +85,25 @@ def score_split(
         step = checkpoints.best
     preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
     config = data_config(meta["trained_on"], data or {})
-    dataset = forgery_faces.prepare(config, needed=(split,))
-    if split == "all" and any(
-        dataset.fingerprint == run["dataset"]
-        or (dataset.directory and dataset.directory == run["directory"])
+    dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
+    if any(
+        split in ("all", run["data"]["train_split"])
+        and (
+            dataset.fingerprint == run["dataset"]
+            or (dataset.directory and dataset.directory == run["directory"])
+        )
         for run in meta["trained_on"]
     ):
         warnings.warn(
-            f"--split=all of {dataset.directory or dataset.name} holds the images that "
-            "the detector was trained on: these figures say nothing about new images",
+            f"--split={split} of {dataset.directory or dataset.name} holds the images "
+            "that the detector was trained on: this says nothing about new images",
             stacklevel=2,
         )
     records = dataset.source(split)
     source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
     model = registry.build(meta["model"])
-    eval_step = functools.partial(
-        steps.eval_step,
-        apply=model.apply,
-        scale=functools.partial(images.scale, scaling=preprocessing.scaling),
+    p_eval_step = steps.pmap_eval_step(
+        model.apply, functools.partial(images.scale, scaling=preprocessing.scaling)
     )
     devices = jax.device_count()
     batches = pipeline.eval_batches(
@@ -112,7 +113,7 @@ def score_split(
         jax.process_count(),
     )
     _, logits = steps.evaluate(
-        jax.pmap(eval_step, axis_name=steps.AXIS),
+        p_eval_step,
         steps.replicate(variables),
         batches,
         len(source),
@@ -128,13 +129,16 @@ def data_config(
     """The fields of `config.data` to score: those of the run, replaced by `data`.
 
     A folder that an earlier run of these weights was trained on is split as it was
-    then: another split would test on images that were trained on.
+    then: another split would test on images that were trained on. The rules on the
+    paths of one folder need not fit another, which gets the default ones.
     """
-    run = trained_on[0]
-    if "dir" in data:
-        directory = os.path.abspath(os.path.expanduser(data["dir"]))
-        run = next((r for r in trained_on if r["directory"] == directory), run)
-    return ml_collections.ConfigDict({**run["data"], **data})
+    if "dir" not in data:
+        return ml_collections.ConfigDict({**trained_on[0]["data"], **data})
+    for run in trained_on:
+        if run["directory"] == splits.resolve(data["dir"]):
+            return ml_collections.ConfigDict({**run["data"], **data})
+    rules = {"group_by": "file", "generator_by": "folder"}
+    return ml_collections.ConfigDict({**trained_on[0]["data"], **rules, **data})
 
 
 def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:

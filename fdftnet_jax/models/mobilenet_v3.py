@@ -63,7 +63,9 @@ class MBBlockV3(nn.Module):
         x = SqueezeExcite(self.conv, self.expanded // 4, name="squeeze_excite")(x)
         x = self.conv(self.features, (1, 1), name="project")(hard_swish(x))
         x = self.norm(name="project_bn")(x)
-        return x + shortcut if x.shape == shortcut.shape else x
+        if self.stride == 1 and x.shape == shortcut.shape:
+            x += shortcut
+        return x
 
 
 class MobileNetHead(nn.Module):

@@ -1,4 +1,4 @@
-"""ShallowNetV3 (Tariq et al. 2018, "GAN is a friend or foe?", SAC 2019).
+"""ShallowNetV3 (Tariq et al., "GAN is a friend or foe?", SAC 2019).
 
 Eight convolutions without normalisation between them, then a dense layer that holds
 nearly all of the parameters. The first dense layer fits the image size that the

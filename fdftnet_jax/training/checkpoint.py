@@ -23,7 +23,6 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.training.steps import TrainState
 
 FORMAT_VERSION = 1
-LABELS = ("real", "fake")
 
 
 @dataclasses.dataclass

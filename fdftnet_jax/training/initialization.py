@@ -1,36 +1,49 @@
 """Where training starts: new weights, and the backbone of an earlier run."""
 
 import functools
-import os
+import math
+import warnings
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import images, splits
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
 from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
 
 
-def initialise(model, config, preprocessing) -> dict[str, Any]:
-    """The network's initial variables, on the host."""
-    shape = (1, preprocessing.size, preprocessing.size, 3)
-    logits, variables = jax.jit(functools.partial(model.init_with_output, train=False))(
-        jax.random.key(config.seed), jnp.zeros(shape)
-    )
-    # The mean over an empty feature map.
-    if not np.isfinite(logits).all():
+def initialise(
+    model: nn.Module,
+    config: ml_collections.ConfigDict,
+    preprocessing: images.Preprocessing,
+) -> dict[str, Any]:
+    """The network's initial `params` and `batch_stats`, on the host."""
+    image = jnp.zeros((1, preprocessing.size, preprocessing.size, 3))
+    rng = jax.random.key(config.seed)
+    backbone = registry.get_backbone(config.model.backbone)
+    try:
+        features, _ = jax.eval_shape(
+            functools.partial(backbone.init_with_output, train=False), rng, image
+        )
+        left = math.prod(features.shape)
+    # What shape errors raise when a layer is left without pixels.
+    except (TypeError, ValueError, ZeroDivisionError):
+        left = 0
+    if left == 0:
         raise UserError(
             f"images of {preprocessing.size} pixels are too small for "
             f"{config.model.backbone}, no feature map is left: give a larger "
             "--config.data.size"
         )
+    variables = jax.jit(functools.partial(model.init, train=False))(rng, image)
     return {"batch_stats": {}} | jax.device_get(variables)
 
 
-def load_backbone(
+def _load_backbone(
     config: ml_collections.ConfigDict, preprocessing: images.Preprocessing
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The best variables of the backbone in `config.init_from`, and what they saw."""
@@ -41,6 +54,7 @@ def load_backbone(
         )
     with Checkpoints(config.init_from) as checkpoints:
         meta, saved = checkpoints.load_meta(), checkpoints.load_variables()
+        latest = checkpoints.load_meta(checkpoints.latest)
     name = meta["model"]["backbone"]
     if name != config.model.backbone:
         raise UserError(
@@ -52,6 +66,11 @@ def load_backbone(
             f"{config.init_from} was trained on {meta['preprocessing']}, the config "
             f"asks for {preprocessing.to_dict()}: use the same view and size"
         )
+    if not latest["progress"]["finished"]:
+        warnings.warn(
+            f"{config.init_from} has not finished: taking its best backbone so far",
+            stacklevel=2,
+        )
     for run in meta["trained_on"]:
         _check_same_splits(run, config)
     if meta["model"]["kind"] == "fdftnet":
@@ -60,9 +79,24 @@ def load_backbone(
 
 
 def with_backbone(
-    variables: dict[str, Any], backbone: dict[str, Any], init_from: str
-) -> dict[str, Any]:
-    """FDFtNet's variables with a pre-trained backbone in the place of its own."""
+    variables: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    preprocessing: images.Preprocessing,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Puts the pre-trained backbone of `config.init_from` in the place of a new one.
+
+    Args:
+      variables: of FDFtNet.
+      config: of the run.
+      preprocessing: of the run; the backbone's must be the same.
+
+    Returns:
+      The variables with that backbone, and the data sets that it was trained on.
+
+    Raises:
+      UserError: no such run, or one that does not fit.
+    """
+    backbone, trained_on = _load_backbone(config, preprocessing)
     found = {}
     for collection, tree in variables.items():
         expected = tree.get("backbone", {})
@@ -72,16 +106,16 @@ def with_backbone(
             for name, layer in backbone[collection].items()
             if name in expected
         }
-        check_fits(layers, expected, f"the backbone in {init_from}")
+        check_fits(layers, expected, f"the backbone in {config.init_from}")
         found[collection] = {**tree, "backbone": layers} if layers else tree
-    return found
+    return found, trained_on
 
 
 def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:
     """Two ways of splitting one folder would mix its splits."""
     if config.data.name != "folder":
         return
-    if run["directory"] != os.path.abspath(os.path.expanduser(config.data.dir)):
+    if run["directory"] != splits.resolve(config.data.dir):
         return
     pretrained_on, data = run["data"], config.data.to_dict()
     if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):

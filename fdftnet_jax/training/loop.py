@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from fdftnet_jax.data import augment, forgery_faces, images, pipeline
+from fdftnet_jax.data import augment, forgery_faces, images, pipeline, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import (
@@ -22,7 +22,7 @@ from fdftnet_jax.training import (
     run_files,
     steps,
 )
-from fdftnet_jax.training.checkpoint import LABELS, Checkpoints, Progress
+from fdftnet_jax.training.checkpoint import Checkpoints, Progress
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -40,14 +40,37 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
       UserError: the config, the data or the workdir do not fit, or training diverged.
     """
     # Log.
-    _check_values(config)
+    run_files.check_values(config)
+    steps.check_batch_size(config.batch_size)
     directory = Path(workdir)
-    run_files.check_config(config, directory)
+    saved = _latest_meta(directory)
+    progress = Progress()
+    if saved is not None:
+        run_files.check_config(config, directory)
+        progress = Progress(**saved["progress"])
+        if progress.finished:
+            _say(
+                f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
+                f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
+            )
+            return
+
+    # Model, before the data: a mistake in the config shows before a long preparation.
     preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
-    backbone = None
+    model = registry.build(config.model, axis_name=steps.AXIS)
+    variables = initialization.initialise(model, config, preprocessing)
+    mask = freezing.trainable_mask(variables["params"], config.trainable)
+    apply = model.apply
     pretrained_on: list[dict[str, Any]] = []
     if config.model.kind == "fdftnet":
-        backbone, pretrained_on = initialization.load_backbone(config, preprocessing)
+        if config.trainable == "all":
+            apply = functools.partial(model.apply, train_backbone=True)
+        if saved is None:
+            variables, pretrained_on = initialization.with_backbone(
+                variables, config, preprocessing
+            )
+        else:
+            pretrained_on = saved["trained_on"][1:]
 
     # Data.
     dataset = forgery_faces.prepare(
@@ -68,17 +91,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     steps_per_epoch = max(1, len(train_source) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
 
-    # Model.
-    model = registry.build(config.model, axis_name=steps.AXIS)
-    variables = initialization.initialise(model, config, preprocessing)
-    if backbone is not None:
-        variables = initialization.with_backbone(variables, backbone, config.init_from)
-    apply = model.apply
-    if backbone is not None and config.trainable == "all":
-        apply = functools.partial(model.apply, train_backbone=True)
-
     # Optimiser.
-    mask = freezing.trainable_mask(variables["params"], config.trainable)
     schedule = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
     task = steps.Task(
         apply=apply,
@@ -107,7 +120,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     meta = {
         "model": config.model.to_dict(),
         "preprocessing": preprocessing.to_dict(),
-        "labels": LABELS,
+        "labels": splits.CLASSES,
         # Every data set that the weights have seen, this run's own first.
         "trained_on": [
             {
@@ -118,10 +131,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
             *pretrained_on,
         ],
     }
-    progress = Progress()
-    if checkpoints.latest is not None:
-        saved = checkpoints.load_meta(checkpoints.latest)
-        progress = Progress(**saved["progress"])
+    if saved is not None:
         began_with = saved["trained_on"][0]["dataset"]
         if began_with != dataset.fingerprint:
             raise UserError(
@@ -129,13 +139,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 f"{began_with}, it is {dataset.fingerprint}): restore it, or start in "
                 "a new --workdir"
             )
-        if progress.finished:
-            _say(
-                f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
-                f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
-            )
-            checkpoints.close()
-            return
         state = checkpoints.load_state(state)
         _say(f"resuming {workdir} after epoch {progress.epoch}")
 
@@ -199,7 +202,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "train_accuracy": train["accuracy"],
                 "validation_loss": validation["loss"],
                 "validation_accuracy": validation["accuracy"],
-                "learning_rate": float(schedule(host_state.step)),
+                "learning_rate": float(schedule(host_state.step - 1)),
                 "images_per_second": steps_per_epoch * config.batch_size / seconds,
                 **_gammas(host_state.params),
             }
@@ -222,15 +225,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
-def _check_values(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for numbers that no run can have."""
-    steps.check_batch_size(config.batch_size)
-    for name in ("epochs", "patience"):
-        if config[name] < 1:
-            raise UserError(
-                f"{name} is {config[name]}: expected 1 or more; give it with "
-                f"--config.{name}=N"
-            )
+def _latest_meta(directory: Path) -> dict[str, Any] | None:
+    """The description of the latest checkpoint, None where there is none."""
+    if not (directory / "checkpoints").is_dir():
+        return None
+    with Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest
+        return None if step is None else checkpoints.load_meta(step)
 
 
 def _train_source(

@@ -1,6 +1,7 @@
 """The files of a run beside its checkpoints: its config and its history."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,48 @@ from fdftnet_jax.errors import UserError
 _FREE_KEYS = ("data.cache_dir", "data.memory_megabytes", "data.threads")
 
 
+# Field -> its lowest and highest value.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "epochs": (1, math.inf),
+    "patience": (1, math.inf),
+    "data.toy_seed": (0, math.inf),
+    "data.shots": (0, math.inf),
+    "data.size": (1, math.inf),
+    "data.memory_megabytes": (0, math.inf),
+    "data.threads": (0, math.inf),
+    "model.num_blocks": (1, math.inf),
+    "model.num_stages": (1, 4),
+    "model.first_stride": (1, 2),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.warmup_epochs": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+}
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that no run can have."""
+    values = _flat(json.loads(config.to_json()))
+    for name, (low, high) in _BOUNDS.items():
+        if not low <= values[name] <= high:
+            allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise UserError(
+                f"{name} is {values[name]}: expected {allowed}; give it with "
+                f"--config.{name}=VALUE"
+            )
+    # Validation selects and test judges: neither may train.
+    if config.data.train_split not in ("train", "finetune"):
+        raise UserError(
+            f"data.train_split is {config.data.train_split!r}: expected 'train' or "
+            "'finetune'; give it with --config.data.train_split=NAME"
+        )
+
+
 def check_config(config: ml_collections.ConfigDict, directory: Path) -> None:
     """Raises UserError where the workdir holds a run with another config."""
-    path = directory / "config.json"
-    # A run that stopped before its first checkpoint left nothing to go on with.
-    if not path.exists() or not any(directory.glob("checkpoints/[0-9]*")):
-        return
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    old = _flat(json.loads((directory / "config.json").read_text()))
+    new = _flat(json.loads(config.to_json()))
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

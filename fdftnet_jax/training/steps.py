@@ -1,7 +1,8 @@
 """The functions that run on the devices: one training step, one evaluation step.
 
-Both are plain functions of (state, batch); `pmap_steps` is where they meet pmap, and
-`replicate` / `unreplicate` / `shard` are the only places that know of device axes.
+Both are plain functions of (state, batch); `pmap_steps` and
+`pmap_eval_step` are where they meet pmap, and `replicate` / `unreplicate` / `shard` the
+only places that know of device axes.
 """
 
 import dataclasses
@@ -201,12 +202,20 @@ def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
         devices=devices,
         donate_argnums=(0,),
     )
-    p_eval_step = jax.pmap(
-        functools.partial(eval_step, apply=task.apply, scale=task.scale),
+    return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
+
+
+def pmap_eval_step(
+    apply: Callable[..., Any],
+    scale: Callable[[jax.Array], jax.Array],
+    devices: Sequence[jax.Device] | None = None,
+):
+    """The pmapped eval_step alone, for scoring."""
+    return jax.pmap(
+        functools.partial(eval_step, apply=apply, scale=scale),
         axis_name=AXIS,
         devices=devices,
     )
-    return p_train_step, p_eval_step
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
