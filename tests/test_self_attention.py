@@ -93,7 +93,7 @@ def test_gradients(case):
             for key in path:
                 found = found[key.key]
             np.testing.assert_allclose(
-                found[index], slope(shifted), rtol=1e-4, atol=1e-5
+                found[index], slope(shifted), rtol=1e-5, atol=1e-5
             )
     for index in {tuple(rng.integers(SHAPE)) for _ in range(10)}:
 
@@ -103,7 +103,7 @@ def test_gradients(case):
             return params, moved
 
         np.testing.assert_allclose(
-            gradient_x[index], slope(shifted_x), rtol=1e-4, atol=1e-5
+            gradient_x[index], slope(shifted_x), rtol=1e-5, atol=1e-5
         )
 
 
