@@ -51,7 +51,7 @@ def model_config(kind="fdftnet", backbone=BACKBONE):
     }
 
 
-def task(model, phase="head", *, size=SIZE, traced_only=False):
+def task(model, phase="head", *, size=SIZE, traced_only=False, rate=0.05):
     """A task of the network that `model` describes, and its initial state.
 
     All parameters are 0 where the state is `traced_only`.
@@ -78,7 +78,7 @@ def task(model, phase="head", *, size=SIZE, traced_only=False):
         augment=augmented,
         l2=registry.l2_weights(model),
         optimizer=optimizer.create(
-            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.05, mask
+            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: rate, mask
         ),
         mask=mask,
         seed=0,

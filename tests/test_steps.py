@@ -156,7 +156,8 @@ def test_a_released_backbone_changes():
 
 def test_one_device_and_two_see_the_same():
     """Batch statistics, dropout and augmentation are those of the global batch."""
-    task, state = small_runs.task(FDFTNET, "all")
+    # A small rate, so that steps do not blow up the rounding of different sums.
+    task, state = small_runs.task(FDFTNET, "all", rate=0.002)
     of_one, of_two = state, state
     for first, number in ((0, 1), (1, 3)):
         of_one, one = train(task, of_one, number, jax.devices()[:1], first)
