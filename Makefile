@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
-# The product's many small matrix products lose time in BLAS threads.
+# The toy's small matrix products lose time in BLAS threads.
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo test lint clean

@@ -14,6 +14,8 @@ Conv = functools.partial(
     kernel_init=nn.initializers.glorot_uniform(),
     conv_general_dilated=convolution.conv_general_dilated,
 )
+# For backbones without normalisation, where Glorot's kernels let the signal fade.
+HeConv = functools.partial(Conv, kernel_init=nn.initializers.he_uniform())
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
 # Keras's epsilon; its momentum of 0.99 lags for tens of epochs at 16 steps an epoch.
 BatchNorm = functools.partial(nn.BatchNorm, epsilon=1e-3, momentum=0.9)

@@ -7,16 +7,11 @@ start He-uniform: Glorot's smaller kernels let the signal fade, and a run often 
 with constant logits.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 
-from fdftnet_jax.models import layers
-from fdftnet_jax.models.layers import BatchNorm, Dense, Dropout
+from fdftnet_jax.models.layers import BatchNorm, Dense, Dropout, HeConv
 from fdftnet_jax.ops.pooling import max_pool
-
-Conv = functools.partial(layers.Conv, kernel_init=nn.initializers.he_uniform())
 
 
 class ShallowNetV3(nn.Module):
@@ -54,9 +49,9 @@ class ShallowNetV3(nn.Module):
             (32, 1, False),
         ]
         for index, (features, kernel, pool) in enumerate(stack, 1):
-            x = Conv(features, (kernel, kernel), padding="VALID", name=f"conv{index}")(
-                x
-            )
+            x = HeConv(
+                features, (kernel, kernel), padding="VALID", name=f"conv{index}"
+            )(x)
             x = nn.relu(x)
             if pool:
                 x = max_pool(x, 2, 2)

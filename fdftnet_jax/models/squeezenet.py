@@ -11,17 +11,12 @@ the signal fade over ten layers), and the biases of conv10 start at 1, on the Re
 open side for both classes.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdftnet_jax.models import layers
-from fdftnet_jax.models.layers import Dropout
+from fdftnet_jax.models.layers import Dropout, HeConv
 from fdftnet_jax.ops.pooling import max_pool
-
-Conv = functools.partial(layers.Conv, kernel_init=nn.initializers.he_uniform())
 
 
 class Fire(nn.Module):
@@ -33,9 +28,9 @@ class Fire(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, h, w, c] -> [b, h, w, 2 * expand]."""
-        x = nn.relu(Conv(self.squeeze, (1, 1), name="squeeze1x1")(x))
-        left = nn.relu(Conv(self.expand, (1, 1), name="expand1x1")(x))
-        right = nn.relu(Conv(self.expand, (3, 3), name="expand3x3")(x))
+        x = nn.relu(HeConv(self.squeeze, (1, 1), name="squeeze1x1")(x))
+        left = nn.relu(HeConv(self.expand, (1, 1), name="expand1x1")(x))
+        right = nn.relu(HeConv(self.expand, (3, 3), name="expand3x3")(x))
         return jnp.concatenate([left, right], axis=-1)
 
 
@@ -61,7 +56,7 @@ class SqueezeNet(nn.Module):
         Returns:
           Logits [batch, num_classes], or the feature map: [batch, 3, 3, 512] at 64x64.
         """
-        x = nn.relu(Conv(64, (3, 3), 2, padding="VALID", name="conv1")(images))
+        x = nn.relu(HeConv(64, (3, 3), 2, padding="VALID", name="conv1")(images))
         x = max_pool(x, 3, 2)
         x = Fire(16, 64, name="fire2")(x)
         x = Fire(16, 64, name="fire3")(x)
@@ -76,7 +71,7 @@ class SqueezeNet(nn.Module):
         if self.num_classes is None:
             return x
         x = Dropout(0.5, self.axis_name, name="drop9")(x, train=train)
-        top = Conv(
+        top = HeConv(
             self.num_classes,
             (1, 1),
             kernel_init=nn.initializers.normal(0.01),
