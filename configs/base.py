@@ -26,6 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.fractions = ml_collections.ConfigDict(
         {"train": 0.5, "validation": 0.1, "test": 0.2, "finetune": 0.2}
     )
+    # folder: a picture in both classes or in two splits is an 'error', or all but one
+    # of its files are left out ('drop').
+    config.data.duplicates = "error"
+    # folder: the largest share of its image files that may be unusable, in 0..1.
+    config.data.max_rejected = 0.05
     # toy: 'upsampled', 'blended', or 'both'.
     config.data.family = "both"
     # toy: seed of the pictures (not of the training).

@@ -1,4 +1,6 @@
-"""The one exception that reaches a user without a traceback."""
+"""The exceptions that reach a user without a traceback."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +9,23 @@ class UserError(Exception):
     The message is one line: what was expected, what was found, and what to do next.
     The experiments print it and exit with code 2.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; the message says what was kept and how to go on.
+
+    The experiments print it and exit with `exit_code`.
+
+    Attributes:
+      signal: SIGINT (Ctrl-C) or SIGTERM.
+    """
+
+    def __init__(self, number: int, message: str):
+        """Takes the signal's number and the line for the user."""
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells count: 130 or 143."""
+        return 128 + self.signal

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from fdftnet_jax.data import forgery_faces, images, toy
+from fdftnet_jax.data import forgery_faces, images, inspection, splits, toy
 from fdftnet_jax.errors import UserError
 
 
@@ -18,12 +18,12 @@ def colour(label, index):
     return (100 * label, index % 256, index // 256 % 256)
 
 
-def write_folder(root, number=12, split=""):
+def write_folder(root, number=12, split="", first=0):
     for label, name in enumerate(("real", "fake")):
         folder = root / split / name / ("gan" if label else "")
         folder.mkdir(parents=True)
         for i in range(number):
-            image = Image.new("RGB", (5 + i, 7), colour(label, i))
+            image = Image.new("RGB", (5 + i, 7), colour(label, first + i))
             image.save(folder / f"{i:02d}.png")
 
 
@@ -44,8 +44,8 @@ def folder(data, tmp_path):
     return data
 
 
-def run(script, data):
-    """Runs a script on a config section in a process of its own."""
+def start(script, data):
+    """Starts a script on a config section in a process of its own."""
     script = f"""
 import os, sys, ml_collections
 from fdftnet_jax.data import forgery_faces
@@ -53,12 +53,25 @@ data = ml_collections.ConfigDict({data.to_dict()})
 {script}"""
     command = [sys.executable, "-c", script]
     root = Path(__file__).parents[1]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    )
+
+
+def run(script, data):
+    """Runs it to its end: exit status, stdout and stderr."""
+    process = start(script, data)
+    out, err = process.communicate()
+    return process.returncode, out, err
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Counts the files that a preparation decodes."""
+    """Counts the files that preparations decode, after they were inspected."""
     paths = []
     decode = images.decode
 
@@ -104,7 +117,7 @@ def test_splits_are_disjoint_and_make_up_all(folder):
 
 def test_given_splits_are_taken_as_they_are(data, tmp_path):
     write_folder(tmp_path / "faces", 2, "train")
-    write_folder(tmp_path / "faces", 3, "test")
+    write_folder(tmp_path / "faces", 3, "test", first=5)
     data.name, data.dir = "folder", str(tmp_path / "faces")
     dataset = forgery_faces.prepare(data)
     assert dataset.splits == {"train": 4, "test": 6}
@@ -124,20 +137,19 @@ def test_prepares_once(folder, decoded):
     assert len(decoded) == 24
     again = forgery_faces.prepare(folder)
     assert len(decoded) == 24
-    assert again.fingerprint == first.fingerprint
+    assert again.fingerprint(splits.SPLITS) == first.fingerprint(splits.SPLITS)
 
 
-def change_size(data, path):
-    path.write_bytes(path.read_bytes() + b"\0")
-    os.utime(path, ns=(0, 0))
-
-
-def change_time(data, path):
-    os.utime(path, ns=(10**18, 10**18 + 1))
+def change_picture(data, path):
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(path)
 
 
 def change_name(data, path):
     path.rename(path.with_name("00a.png"))
+
+
+def change_class(data, path):
+    path.rename(path.parents[1] / "fake/gan/00a.png")
 
 
 def change_fraction(data, path):
@@ -149,36 +161,106 @@ def change_grouping(data, path):
 
 
 def change_generator(data, path):
-    data.generator_by = "gan"
-
-
-def change_folder(data, path):
-    # Same name, files, sizes and times.
-    twin = path.parents[2] / "elsewhere" / "faces"
-    shutil.copytree(path.parents[1], twin)
-    data.dir = str(twin)
+    data.generator_by = "g"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        change_size,
-        change_time,
+        change_picture,
         change_name,
+        change_class,
         change_fraction,
         change_grouping,
         change_generator,
-        change_folder,
     ],
 )
 def test_a_change_is_another_cache_entry(folder, tmp_path, decoded, change):
     path = tmp_path / "faces" / "real" / "00.png"
-    os.utime(path, ns=(0, 0))
-    before = forgery_faces.prepare(folder, needed=())
+    before = forgery_faces.prepare(folder, only_needed=True)
     change(folder, path)
-    after = forgery_faces.prepare(folder, needed=())
+    after = forgery_faces.prepare(folder, only_needed=True)
     assert len(decoded) == 48
-    assert before.fingerprint != after.fingerprint
+    assert before.fingerprint(splits.SPLITS) != after.fingerprint(splits.SPLITS)
+
+
+def change_time(path):
+    os.utime(path, ns=(10**18, 10**18 + 1))
+    return path.parents[1]
+
+
+def change_bytes(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+    return path.parents[1]
+
+
+def change_folder(path):
+    return shutil.copytree(path.parents[1], path.parents[2] / "elsewhere" / "faces")
+
+
+@pytest.mark.parametrize("change", [change_time, change_bytes, change_folder])
+def test_the_same_pictures_are_the_same_entry(folder, tmp_path, decoded, change):
+    before = forgery_faces.prepare(folder)
+    folder.dir = str(change(tmp_path / "faces/real/00.png"))
+    after = forgery_faces.prepare(folder)
+    assert len(decoded) == 24
+    assert after.directory == folder.dir
+    assert before.fingerprint(splits.SPLITS) == after.fingerprint(splits.SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("split", "changed"),
+    [("train", True), ("finetune", False), ("test", False), ("validation", True)],
+)
+def test_a_fingerprint_is_that_of_its_splits(data, tmp_path, split, changed):
+    for i, name in enumerate(splits.SPLITS):
+        write_folder(tmp_path / "faces", 2, name, first=10 * i)
+    data.name, data.dir = "folder", str(tmp_path / "faces")
+    used = ("train", "validation")
+    before = forgery_faces.prepare(data).fingerprint(used)
+    path = tmp_path / "faces" / split / "real/00.png"
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(path)
+    after = forgery_faces.prepare(data).fingerprint(used)
+    assert (before != after) == changed
+    # The order of the names says nothing.
+    assert forgery_faces.prepare(data).fingerprint(used[::-1]) == after
+
+
+def test_nothing_else_changes_when_the_test_split_is_deleted(folder, tmp_path):
+    fractions = {"train": 0.4, "validation": 0.2, "test": 0.2, "finetune": 0.2}
+    folder.fractions.update(fractions)
+    faces = tmp_path / "faces"
+    shutil.rmtree(faces)
+    write_folder(faces, 60)
+    used = ("train", "validation", "finetune")
+    before = forgery_faces.prepare(folder)
+    records = {split: list(before.source(split)) for split in used}
+    for record in before.source("test"):
+        (faces / record["path"]).unlink()
+    with pytest.warns(UserWarning, match="'test' of faces cannot be used: it has 0 re"):
+        after = forgery_faces.prepare(folder, ("train", "validation"))
+    assert set(after.splits) == set(used)
+    for split in used:
+        assert list(after.source(split)) == records[split], split
+        assert after.fingerprint((split,)) == before.fingerprint((split,))
+    assert after.fingerprint(("test",)) != before.fingerprint(("test",))
+    with pytest.raises(UserError, match="'test' of faces, found 0 real and 0 fake"):
+        after.source("test")
+
+
+def test_deleted_folders_of_a_given_test_split_change_nothing(data, tmp_path):
+    for i, name in enumerate(splits.SPLITS):
+        write_folder(tmp_path / "faces", 5, name, first=10 * i)
+    data.name, data.dir = "folder", str(tmp_path / "faces")
+    before = list(forgery_faces.prepare(data).source("train"))
+    for path in (tmp_path / "faces/test/fake/gan").iterdir():
+        path.unlink()
+    with pytest.warns(UserWarning, match="'test' of faces cannot be used"):
+        one_sided = forgery_faces.prepare(data, ("train", "validation"))
+    assert list(one_sided.source("train")) == before
+    shutil.rmtree(tmp_path / "faces/test")
+    gone = forgery_faces.prepare(data, ("train", "validation"))
+    assert list(gone.source("train")) == before
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
@@ -211,35 +293,71 @@ config.image = lambda self, split, i: (
 )
 forgery_faces.prepare(data)
 """
-    assert run(script, folder).returncode == 9
-    assert list(Path(folder.cache_dir).glob("**/*.array_record*"))
+    assert run(script, folder)[0] == 9
+    cache = Path(folder.cache_dir)
+    assert list(cache.glob("**/*.array_record*")) and list(cache.rglob("incomplete.*"))
     dataset = forgery_faces.prepare(folder)
     assert len(list(dataset.source("all"))) == 24
+    assert not list(cache.rglob("incomplete.*"))
 
 
-def test_a_damaged_image_stops_the_preparation_and_is_named(folder, tmp_path):
-    path = tmp_path / "faces" / "fake" / "gan" / "03.png"
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(images.ImageError, match=r"fake/gan/03\.png: .+; replace"):
-        forgery_faces.prepare(folder)
-    Image.new("RGB", (5, 5)).save(path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"fake/gan/03\.png: empty; replace"),
+        (None, r"fake/gan/03\.png: No such file"),
+        (
+            images.encode_png(np.zeros((9, 9, 3), np.uint8)),
+            r"fake/gan/03\.png to stay as it is while it is read, found another",
+        ),
+    ],
+)
+def test_a_file_that_changes_after_the_inspection(
+    folder, tmp_path, monkeypatch, content, message
+):
+    path = tmp_path / "faces/fake/gan/03.png"
+    before = path.read_bytes()
+    inspect = inspection.inspect
+
+    def and_change(*arguments):
+        findings = inspect(*arguments)
+        path.unlink() if content is None else path.write_bytes(content)
+        return findings
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "inspect", and_change)
+        with pytest.raises(UserError, match=message):
+            forgery_faces.prepare(folder)
+    path.write_bytes(before)
     assert len(forgery_faces.prepare(folder).source("all")) == 24
 
 
-def test_another_process_may_finish_first(folder, monkeypatch):
-    prepare = forgery_faces.ForgeryFaces.download_and_prepare
-
-    def slower(builder):
-        faster = forgery_faces.ForgeryFaces(
-            config=builder.builder_config,
-            data_dir=builder.data_dir_root,
-            file_format="array_record",
-        )
-        prepare(faster)
-        raise OSError("Directory not empty")
-
-    monkeypatch.setattr(forgery_faces.ForgeryFaces, "download_and_prepare", slower)
-    assert len(forgery_faces.prepare(folder).source("all")) == 24
+def test_a_second_process_waits_for_the_first(folder, tmp_path):
+    """And finds the images ready."""
+    slow = f"""
+import time
+image = forgery_faces.FolderConfig.image
+def slow(self, split, i):
+    print("preparing", file=sys.stderr)
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        time.sleep(0.01)
+    return image(self, split, i)
+forgery_faces.FolderConfig.image = slow
+"""
+    use = "print(len(forgery_faces.prepare(data).source('all')))"
+    first = start(slow + use, folder)
+    try:
+        assert first.stderr.readline() == "preparing\n"
+        second = start(use, folder)
+        said = second.stderr.readline()
+    finally:
+        (tmp_path / "go").touch()
+        out, err = first.communicate()
+    assert (out, err) == ("24\n", "preparing\n" * 23)
+    assert second.communicate() == ("24\n", "")
+    assert said == (
+        f"waiting for process {first.pid}, which prepares the same images\n"
+    )
 
 
 def test_a_cache_that_cannot_be_written(folder, tmp_path):
@@ -265,8 +383,7 @@ for _ in range(2):
     forgery_faces.prepare(data).source("all")[0]
 assert "tensorflow" not in sys.modules
 """
-    done = run(script, folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run(script, folder) == (0, "", "")
 
 
 def test_a_terminal_sees_progress(folder, capsys, monkeypatch):
@@ -276,11 +393,11 @@ def test_a_terminal_sees_progress(folder, capsys, monkeypatch):
     assert "train: 100%" in err and "test: 100%" in err and not out
 
 
-def test_an_empty_split_is_an_error_unless_it_is_not_needed(folder):
+def test_an_empty_split_is_an_error_where_it_is_needed(folder):
     folder.fractions.update(train=0.5, test=0.5 - 1e-9, finetune=1e-9)
     with pytest.raises(UserError, match="'finetune' of faces, found 0 real and 0 fake"):
-        forgery_faces.prepare(folder)
-    with pytest.raises(UserError, match="'finetune' of faces, found 0 real and 0 fake"):
+        forgery_faces.prepare(folder, needed=["finetune"])
+    with pytest.warns(UserWarning, match="'finetune' of faces cannot be used: it has"):
         forgery_faces.prepare(folder, needed=["train"])
     dataset = forgery_faces.prepare(folder, needed=["all"], only_needed=True)
     assert len(dataset.source("all")) == 24
@@ -290,7 +407,18 @@ def test_a_split_without_one_class_is_an_error(folder, tmp_path):
     for path in (tmp_path / "faces/fake/gan").iterdir():
         if path.name != "00.png":
             path.unlink()
-    with pytest.raises(UserError, match=r"found \d real and 0 fake"):
+    lacking = (
+        "test" if splits.split_of("gan/00", folder.fractions) == "train" else "train"
+    )
+    with pytest.raises(
+        UserError, match=f"{lacking!r} of faces, found \\d+ real and 0 f"
+    ):
+        forgery_faces.prepare(folder, (lacking,), only_needed=True)
+
+
+def test_an_unknown_way_with_duplicates(folder):
+    folder.duplicates = "ignore"
+    with pytest.raises(UserError, match="'error' or 'drop', found 'ignore'"):
         forgery_faces.prepare(folder)
 
 
@@ -391,6 +519,17 @@ def test_toy_errors(data, field, value, message):
     data[field] = value
     with pytest.raises(UserError, match=message):
         forgery_faces.prepare(data)
+
+
+def test_a_toy_s_fingerprint_is_that_of_its_splits(data, stub_toy):
+    before = forgery_faces.prepare(data)
+    data.toy_examples.test = 5
+    after = forgery_faces.prepare(data)
+    used = ("train", "validation")
+    assert after.fingerprint(used) == before.fingerprint(used)
+    assert after.fingerprint(("test",)) != before.fingerprint(("test",))
+    data.toy_seed = 1
+    assert forgery_faces.prepare(data).fingerprint(used) != before.fingerprint(used)
 
 
 def test_the_real_toy(data):

@@ -1,6 +1,9 @@
 import io
+import os
 import struct
+import warnings
 import zlib
+from concurrent import futures
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,17 +122,16 @@ def test_exif_orientation_is_applied(orientation, shown, scale):
     np.testing.assert_array_equal(image[..., 0], shown)
 
 
-def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(images.decode(data)[0, 0], (255, 0, 0))
-
-
 def test_decodes_a_path(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(solid("RGB", (1, 2, 3)))
     for source in (path, str(path)):
         np.testing.assert_array_equal(images.decode(source)[0, 0], (1, 2, 3))
+
+
+def animation(fmt):
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+    return encode(frames[0], fmt, save_all=True, append_images=frames[1:])
 
 
 def noise(height, width):
@@ -140,11 +142,20 @@ def noise(height, width):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not in an image format"),
+        (b"", "empty"),
         (b"no image", "not in an image format"),
+        # Pillow would run another program on it.
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not in an image format",
+        ),
         (encode(Image.fromarray(noise(64, 64)), "JPEG")[:2000], "truncated"),
         (encode(Image.fromarray(noise(64, 64)))[:2000], "truncated"),
         (rgb16_png((1, 2, 3))[:30], ""),
+        (animation("GIF"), "several frames"),
+        (animation("PNG"), "several frames"),
+        (animation("WEBP"), "several frames"),
+        (animation("TIFF"), "several frames"),
         (grey(np.float32, 2.0, "TIFF"), "instead of [0, 1]"),
         (grey(np.float32, np.nan, "TIFF"), "instead of [0, 1]"),
         (grey(np.int32, 65536, "TIFF"), "instead of [0, 65535]"),
@@ -166,7 +177,201 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_png_round_trip():
     image = noise(17, 31)
-    np.testing.assert_array_equal(images.decode(images.encode_png(image)), image)
+    data = images.encode_png(image)
+    np.testing.assert_array_equal(images.decode(data), image)
+    np.testing.assert_array_equal(images.decode_png(data), image)
+
+
+def photograph(height=64, width=48):
+    """Smooth enough for a JPEG of it to have no error that shows."""
+    rows, columns = np.mgrid[:height, :width]
+    planes = 128 + 90 * np.sin([rows / 9, columns / 7, (rows + columns) / 11])
+    return Image.fromarray(planes.transpose(1, 2, 0).astype(np.uint8))
+
+
+def ycck(jpeg):
+    """A JPEG of CMYK colours, marked as that of YCCK colours."""
+    marker = jpeg.index(b"Adobe")
+    return jpeg[: marker + 11] + b"\x02" + jpeg[marker + 12 :]
+
+
+JPEGS = {
+    "baseline": encode(photograph(), "JPEG"),
+    "4:4:4": encode(photograph(), "JPEG", subsampling=0),
+    "restarts": encode(photograph(), "JPEG", restart_marker_blocks=2),
+    "progressive": encode(photograph(), "JPEG", progressive=True),
+    "grey": encode(photograph().convert("L"), "JPEG"),
+    "grey, progressive": encode(photograph().convert("L"), "JPEG", progressive=True),
+    "rgb": encode(photograph(), "JPEG", keep_rgb=True),
+    "cmyk": encode(photograph().convert("CMYK"), "JPEG"),
+    "ycck": ycck(encode(photograph().convert("CMYK"), "JPEG")),
+    "trailing bytes": encode(photograph(), "JPEG") + b"more",
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_whole_jpegs_of_every_kind_are_read(kind):
+    with Image.open(io.BytesIO(JPEGS[kind])) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(images.decode(JPEGS[kind]), expected)
+
+
+@pytest.mark.parametrize("kind", sorted(set(JPEGS) - {"trailing bytes"}))
+def test_a_jpeg_whose_end_was_patched_on_is_not_read(kind):
+    # libjpeg fills the rest with grey, and Pillow does not tell.
+    data = JPEGS[kind]
+    start = data.rindex(b"\xff\xda")
+    cut = (start + 14 + len(data)) // 2
+    with pytest.raises(images.ImageError, match=r"(?i)corrupt|premature|truncated"):
+        images.decode(data[:cut].rstrip(b"\xff") + b"\xff\xd9")
+
+
+def test_a_phone_s_several_pictures_in_one_jpeg_are_its_first():
+    first = photograph()
+    data = encode(first, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    picture = images.read(data)
+    assert picture.pixels.shape == (64, 48, 3)
+    assert picture.format == "JPEG"
+
+
+def test_a_wrong_checksum_is_noticed():
+    data = bytearray(encode(photograph(), "PNG", compress_level=0))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(images.ImageError):
+        images.decode(bytes(data))
+
+
+def tiff(picture, *, strips=None, drop=0):
+    """An uncompressed TIFF, whose directory comes first, with `drop` strips missing."""
+    rows = -(-picture.height // strips) if strips else picture.height
+    pixels = np.asarray(picture)
+    parts = [pixels[i : i + rows].tobytes() for i in range(0, picture.height, rows)]
+    parts = parts[: len(parts) - drop]
+    count = len(parts)
+    fields = [
+        (256, 4, [picture.width]),
+        (257, 4, [picture.height]),
+        (258, 3, [8, 8, 8]),
+        (259, 3, [1]),
+        (262, 3, [2]),
+        (273, 4, [0] * count),
+        (277, 3, [3]),
+        (278, 4, [rows]),
+        (279, 4, [len(part) for part in parts]),
+    ]
+    end = 8 + 2 + 12 * len(fields) + 4
+    extra = 6 + 8 * count
+    offsets = [end + extra + sum(map(len, parts[:i])) for i in range(count)]
+    fields[5] = (273, 4, offsets)
+    directory, tail = struct.pack("<H", len(fields)), b""
+    for tag, kind, values in fields:
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            tail, packed = tail + packed, struct.pack("<I", end + len(tail))
+        directory += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(
+            4, b"\0"
+        )
+    head = b"II*\0" + struct.pack("<I", 8) + directory + b"\0" * 4 + tail
+    return head.ljust(end + extra, b"\0") + b"".join(parts)
+
+
+def test_a_missing_strip_is_noticed():
+    picture = photograph()
+    data = tiff(picture, strips=4)
+    np.testing.assert_array_equal(images.decode(data), np.asarray(picture))
+    # Pillow leaves the rows of such a strip black.
+    with pytest.raises(images.ImageError, match="a part of the picture is missing"):
+        images.decode(tiff(picture, strips=4, drop=1))
+
+
+def test_a_damaged_jpeg_in_a_tiff_is_noticed():
+    data = encode(photograph(256, 256), "TIFF", compression="jpeg")
+    images.decode(data)
+    with Image.open(io.BytesIO(data)) as image:
+        offset, size = image.tag_v2[273][0], image.tag_v2[279][0]
+    middle = offset + size // 2
+    damaged = data[:middle] + bytes(40) + data[middle + 40 :]
+    with Image.open(io.BytesIO(damaged)) as image:
+        image.load()  # Pillow notices nothing.
+    with pytest.raises(images.ImageError, match="Corrupt JPEG"):
+        images.decode(damaged)
+
+
+def test_more_pixels_than_are_decoded_at_most(monkeypatch):
+    """Are refused by the header, with neither a warning nor the memory."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48)
+    images.decode(encode(photograph(64, 48)))
+    monkeypatch.setattr(
+        images, "_to_rgb", lambda _: pytest.fail("decoded before the check")
+    )
+    for shape in ((65, 48), (500, 500)):
+        with pytest.raises(images.ImageError, match="pixels"):
+            images.decode(encode(photograph(*shape)))
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(images.ImageError, match="not a regular file"):
+        images.decode(tmp_path / "pipe.png")
+    with pytest.raises(images.ImageError, match=r"zero: not a regular file"):
+        images.decode("/dev/zero")
+
+
+def test_a_file_larger_than_a_picture_is_not_read(tmp_path):
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(10**12)  # Without a block on the disk.
+    with pytest.raises(images.ImageError, match="bytes are more than a picture has"):
+        images.decode(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("quality", [1, 20, 49, 50, 75, 90, 95, 100])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_quality(quality, mode):
+    data = encode(photograph().convert(mode), "JPEG", quality=quality)
+    assert images.read(data).quality == quality
+
+
+@pytest.mark.parametrize("fmt", sorted(set(images.SUFFIXES.values())))
+def test_format(fmt, tmp_path):
+    data = encode(photograph(), fmt)
+    picture = images.read(data)
+    assert picture.format == fmt
+    assert (picture.quality is not None) == (fmt == "JPEG")
+    path = tmp_path / "without_suffix"
+    path.write_bytes(data)
+    assert images.format_of(path) == (None if fmt == "TGA" else fmt)
+
+
+def test_suffixes_are_pillow_s():
+    registered = Image.registered_extensions()
+    assert {suffix: registered[suffix] for suffix in images.SUFFIXES} == images.SUFFIXES
+
+
+def test_a_warning_of_pillow_is_neither_shown_nor_an_error():
+    """Whatever the filters are: of metadata, which says nothing of the pixels."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    data = encode(photograph(), "JPEG", exif=exif)
+    # The description's length, beyond the end.
+    size = data.index(struct.pack(">HH", 0x010E, 2)) + 4
+    broken = data[:size] + struct.pack(">I", 999) + data[size + 4 :]
+    with pytest.warns(UserWarning), Image.open(io.BytesIO(broken)) as image:
+        image.getexif()
+    before = list(warnings.filters)
+    for action in ("error", "always"):
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter(action)
+            assert images.decode(broken).shape == (64, 48, 3)
+        assert not shown
+    assert warnings.filters == before
+
+
+def test_readers_in_parallel_leave_the_filters_of_warnings_as_they_were():
+    before = list(warnings.filters)
+    data = encode(photograph(), "JPEG")
+    with futures.ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(images.decode, [data] * 200))) == 200
+    assert warnings.filters == before
 
 
 def triangle_weights(size, new_size):

@@ -1,5 +1,7 @@
 import collections
 import hashlib
+import os
+import re
 
 import pytest
 
@@ -19,18 +21,31 @@ def test_lists_a_folder_of_two_classes(tmp_path):
     touch(tmp_path, "real/b.PNG", "real/a/c.jpg", "fake/gan/x.webp", "fake/y.jpeg")
     touch(tmp_path, "real/.hidden.png", "real/.cache/z.png", "fake/notes.txt")
     touch(tmp_path, "other/ignored.png")
-    assert splits.list_images(tmp_path) == [
+    assert splits.list_files(tmp_path) == [
         ("fake/gan/x.webp", "", 1, "gan/x.webp"),
+        ("fake/notes.txt", "", 1, "notes.txt"),
         ("fake/y.jpeg", "", 1, "y.jpeg"),
         ("real/a/c.jpg", "", 0, "a/c.jpg"),
         ("real/b.PNG", "", 0, "b.PNG"),
     ]
 
 
+def test_suffix():
+    assert splits.File("real/a.b.JPEG", "", 0, "a.b.JPEG").suffix == ".jpeg"
+    assert splits.File("real.png/a", "", 0, "a").suffix == ""
+
+
+def test_a_split_may_lack_a_class_or_both(tmp_path):
+    touch(tmp_path, "train/real/a.png", "test/fake/b.png")
+    (tmp_path / "validation").mkdir()
+    found = [file.path for file in splits.list_files(tmp_path)]
+    assert found == ["test/fake/b.png", "train/real/a.png"]
+
+
 def test_lists_a_folder_of_splits(tmp_path):
     touch(tmp_path, "train/real/a.png", "train/fake/g/b.png")
     touch(tmp_path, "test/real/a.png", "test/fake/c.png")
-    assert splits.list_images(str(tmp_path)) == [
+    assert splits.list_files(str(tmp_path)) == [
         ("test/fake/c.png", "test", 1, "c.png"),
         ("test/real/a.png", "test", 0, "a.png"),
         ("train/fake/g/b.png", "train", 1, "g/b.png"),
@@ -42,7 +57,7 @@ def test_follows_links(tmp_path):
     touch(tmp_path, "elsewhere/a.png", "data/fake/b.png")
     (tmp_path / "data/real").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/fake/more").symlink_to(tmp_path / "elsewhere")
-    paths = [image.path for image in splits.list_images(tmp_path / "data")]
+    paths = [image.path for image in splits.list_files(tmp_path / "data")]
     assert paths == ["fake/b.png", "fake/more/a.png", "real/a.png"]
 
 
@@ -54,16 +69,75 @@ def test_follows_links(tmp_path):
         (["cats/a.png", "dogs/b.png"], ".", "found cats/, dogs/; sort"),
         (["a.png"], ".", "found no folder; sort"),
         (["real/a.png"], ".", "fake, found no such folder; put"),
-        (["real/a.png", "fake/notes.txt"], ".", "fake, found none; put"),
-        (["train/real/a.png", "train/fake/b.png", "test/fake/c.png"], ".", "test/real"),
+        (["real/a.png", "fake/.hidden.png"], ".", "fake, found none; put"),
+        (["real/a.png", "fake/a.txt", "fake/b"], ".", "2 files of other kinds (.txt, "),
+        (["train/real/.a.png", "test/b.png"], ".", "found train/, test/ without any"),
         (["real/a.png", "fake/a.png", "train/b.png"], ".", "found both"),
     ],
 )
 def test_folder_errors_say_what_was_found(tmp_path, files, folder, message):
     touch(tmp_path, *files)
-    with pytest.raises(UserError, match=message) as error:
-        splits.list_images(tmp_path / folder)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        splits.list_files(tmp_path / folder)
     assert str(error.value).startswith("expected ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("real/again", "real"),
+        ("real/deep/up", "."),
+        ("fake/a/b", "fake/a"),
+        ("train/real/round", "train"),
+    ],
+)
+def test_a_loop_of_links_is_named(tmp_path, link, target):
+    split = "train/" if link.startswith("train") else ""
+    touch(tmp_path, f"{split}real/a.png", f"{split}fake/b.png")
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=f"found {tmp_path / link}, which links to a"):
+        splits.list_files(tmp_path)
+
+
+def test_links_to_nowhere_and_to_themselves_are_left_to_the_inspection(tmp_path):
+    touch(tmp_path, "real/a.png", "fake/b.png")
+    (tmp_path / "real/gone.png").symlink_to("nowhere")
+    (tmp_path / "real/self.png").symlink_to("self.png")
+    found = [file.path for file in splits.list_files(tmp_path)]
+    assert found == ["fake/b.png", "real/a.png", "real/gone.png", "real/self.png"]
+
+
+@pytest.fixture
+def unprivileged(tmp_path):
+    """Makes this process one that permissions hold for."""
+    if os.geteuid():
+        yield
+        return
+    # pytest's folders are the privileged user's alone.
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.parametrize("locked", [".", "real", "real/deep/deeper"])
+def test_an_unreadable_folder_is_named(tmp_path, locked, request):
+    root = tmp_path / "faces"
+    touch(root, "real/a.png", "real/deep/deeper/c.png", "fake/b.png")
+    (root / locked).chmod(0)
+    request.getfixturevalue("unprivileged")
+    try:
+        with pytest.raises(UserError) as error:
+            splits.list_files(root)
+    finally:
+        if not os.getuid():
+            os.seteuid(0)
+        (root / locked).chmod(0o755)
+    message = str(error.value)
+    assert message.startswith("expected a readable folder at ") and "\n" not in message
+    assert str(root / locked) in message and "found Permission denied;" in message
 
 
 @pytest.mark.parametrize(
@@ -150,7 +224,7 @@ def test_assign_keeps_groups_together_across_classes(tmp_path):
     for i in range(40):
         touch(tmp_path, f"real/id{i}/0.png", f"real/id{i}/1.png", f"fake/gan/id{i}.png")
     assigned = splits.assign(
-        splits.list_images(tmp_path),
+        splits.list_files(tmp_path),
         group_by=r"id\d+",
         generator_by="folder",
         fractions=FRACTIONS,
@@ -169,7 +243,7 @@ def test_assign_keeps_groups_together_across_classes(tmp_path):
 def test_assign_takes_given_splits(tmp_path):
     touch(tmp_path, "finetune/real/a.png", "finetune/fake/g/a.png")
     assigned = splits.assign(
-        splits.list_images(tmp_path),
+        splits.list_files(tmp_path),
         group_by="file",
         generator_by="folder",
         fractions=FRACTIONS,

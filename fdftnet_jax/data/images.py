@@ -6,14 +6,18 @@ view at the network's size (`Preprocessing`), and scaled on its way into the net
 evaluation and prediction cannot disagree.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
-import struct
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from fdftnet_jax.errors import UserError
@@ -21,21 +25,67 @@ from fdftnet_jax.errors import UserError
 # A NumPy or a JAX array: this module needs no JAX.
 Array = TypeVar("Array", bound=Any)
 
+# The formats that photographs come in, by the suffixes of their files. Pillow knows
+# more, some of which run other programs on the data.
+SUFFIXES = {
+    ".apng": "PNG",
+    ".avif": "AVIF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".j2k": "JPEG2000",
+    ".jfif": "JPEG",
+    ".jp2": "JPEG2000",
+    ".jpe": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".pnm": "PPM",
+    ".ppm": "PPM",
+    ".tga": "TGA",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+# TGA comes last: its files start with nothing that tells them from garbage.
+_FORMATS = (*sorted(set(SUFFIXES.values()) - {"TGA"}), "TGA")
+# No picture of Image.MAX_IMAGE_PIXELS needs more bytes for each of them.
+_BYTES_PER_PIXEL = 8
+# Table K.1 of the JPEG standard: the luminance quantisation of quality 50.
+_LUMINANCE = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+
 
 class ImageError(UserError):
-    """Data that cannot be read as an image; the message names it and the reason."""
+    """Data that cannot be read as an image; the message names it and the reason.
+
+    Attributes:
+      reason: why, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(
+            f"expected an image, cannot read {name}: {reason}; replace or remove it"
+        )
+        self.reason = reason
+
+
+class Picture(NamedTuple):
+    """A decoded image and what its file says of itself."""
+
+    pixels: np.ndarray  # [height, width, 3] uint8 RGB.
+    format: str  # A value of `SUFFIXES`.
+    quality: int | None  # Of a JPEG, in 1..100.
 
 
 def decode(source: bytes | str | os.PathLike) -> np.ndarray:
-    """Decodes an image of any size and mode to RGB.
-
-    Values are those a viewer without colour management shows: embedded colour profiles
-    are ignored, 16-bit grey values v become round(v / 257) (Pillow itself reads 16-bit
-    colours, to 8 bits), float values in [0, 1] become
-    round(255 v), CMYK becomes (255 - C)(255 - K) / 255 and so on. Transparency is
-    dropped, keeping the colour beneath it: a background of our choosing would add edges
-    that the picture does not have. EXIF orientation is applied. Of an animation the
-    first frame is read.
+    """Decodes an image of any size and mode to RGB; see `read`.
 
     Args:
       source: the encoded file's bytes, or its path.
@@ -44,26 +94,187 @@ def decode(source: bytes | str | os.PathLike) -> np.ndarray:
       [height, width, 3] uint8 RGB.
 
     Raises:
-      ImageError: if the data is not an image, is damaged, or holds numbers without a
-        defined white: floats outside [0, 1] or integers outside [0, 65535].
+      ImageError: as `read`.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return read(source).pixels
+
+
+def read(source: bytes | str | os.PathLike) -> Picture:
+    """Reads a whole, single image of any size and mode, or nothing.
+
+    Values are those a viewer without colour management shows: embedded colour profiles
+    are ignored, 16-bit grey values v become round(v / 257) (Pillow itself reads 16-bit
+    colours, to 8 bits), float values in [0, 1] become
+    round(255 v), CMYK becomes (255 - C)(255 - K) / 255 and so on. Transparency is
+    dropped, keeping the colour beneath it: a background of our choosing would add edges
+    that the picture does not have. EXIF orientation is applied.
+
+    Decoders fill up what is missing in a damaged file. So a PNG's checksums are
+    compared, a JPEG's entropy code is checked for every error that its decoder would
+    conceal, and a TIFF's or JPEG 2000's parts for being there.
+
+    Args:
+      source: the encoded file's bytes, or its path.
+
+    Returns:
+      The picture. Of the several that a phone stores in one JPEG (MPO), the first.
+
+    Raises:
+      ImageError: if the data is not an image of one of the formats of `SUFFIXES`, is
+        damaged, holds several frames or pages, has more pixels than Pillow's
+        MAX_IMAGE_PIXELS, or holds numbers without a defined white: floats outside
+        [0, 1] or integers outside [0, 65535].
+    """
     try:
-        with Image.open(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        data = source if isinstance(source, bytes) else _contents(source)
+        with _no_warnings():
+            return _read(data)
     except Image.UnidentifiedImageError:
-        reason = "not in an image format that Pillow knows"
+        reason = "not in an image format that is read here"
     except OSError as error:
         reason = error.strerror or str(error)
-    # Pillow reports damaged headers and chunks with any of these.
-    except (ValueError, SyntaxError, EOFError, struct.error) as error:
-        reason = str(error) or type(error).__name__
-    except (OverflowError, MemoryError, Image.DecompressionBombError) as error:
-        reason = str(error) or type(error).__name__
+    # Pillow reports damaged headers and chunks with exceptions of every kind.
+    except Exception as error:
+        reason = str(error)
     name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
-    raise ImageError(
-        f"expected an image, cannot read {name}: {reason}; replace or remove it"
+    raise ImageError(name, " ".join(reason.split()) or "damaged")
+
+
+def format_of(path: str | os.PathLike) -> str | None:
+    """The format of a file by its first bytes, None where they are no image's."""
+    try:
+        # TGA is left out, as many files of other kinds pass for it.
+        with _no_warnings(), Image.open(path, formats=_FORMATS[:-1]) as image:
+            return _format(image)
+    except Exception:
+        return None
+
+
+def _contents(path: str | os.PathLike) -> bytes:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if (
+        Image.MAX_IMAGE_PIXELS is not None
+        and status.st_size > _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS
+    ):
+        raise ValueError(f"{status.st_size:,} bytes are more than a picture has")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _read(data: bytes) -> Picture:
+    if not data:
+        raise ValueError("empty")
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        number = image.width * image.height
+        if Image.MAX_IMAGE_PIXELS is not None and number > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"{image.width}x{image.height} pixels, more than the "
+                f"{Image.MAX_IMAGE_PIXELS:,} that are decoded at most"
+            )
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("several frames or pages (an animation?)")
+        pixels = _to_rgb(ImageOps.exif_transpose(image))
+        found = _format(image)
+        if found in _CHECKS:
+            _CHECKS[found](image, data)
+        tables = getattr(image, "quantization", None)
+        quality = _jpeg_quality(tables[min(tables)]) if tables else None
+        return Picture(pixels, found, quality)
+
+
+def _format(image: Image.Image) -> str:
+    # Pillow calls a JPEG with further pictures behind it by a name of its own.
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _check_png(image: Image.Image, data: bytes) -> None:
+    """Compares the checksums of all chunks, which decoding alone does not."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as copy:
+        copy.verify()
+
+
+def _check_jpeg(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError for what libjpeg only warns of, and Pillow does not pass on."""
+    colours = simplejpeg.decode_jpeg_header(data)[2]
+    # At 1/8 of the size: this is about the entropy code, not the pixels.
+    simplejpeg.decode_jpeg(
+        data,
+        "CMYK" if colours in ("CMYK", "YCCK") else "GRAY",
+        min_height=1,
+        min_width=1,
     )
+
+
+def _check_tiff(image: Any, data: bytes) -> None:
+    """Raises ValueError where a strip or tile is missing, or a JPEG in it damaged."""
+    tags = image.tag_v2
+    width, height = tags[256], tags[257]
+    if 324 in tags:
+        offsets, sizes = tags[324], tags[325]
+        parts = -(-width // tags[322]) * -(-height // tags[323])
+    else:
+        offsets, sizes = tags[273], tags[279]
+        parts = -(-height // min(tags.get(278, height), height))
+    planar = tags.get(284, 1) == 2
+    if len(offsets) < parts * (tags.get(277, 1) if planar else 1):
+        raise ValueError("a part of the picture is missing")
+    if tags.get(259) == 7:
+        # The tables that all parts share end with a marker, the parts begin with one.
+        tables = tags.get(347, b"\xff\xd8\xff\xd9")[:-2]
+        for offset, size in zip(offsets, sizes, strict=True):
+            _check_jpeg(image, tables + data[offset + 2 : offset + size])
+
+
+def _check_jpeg2000(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError unless the code stream has data and an end."""
+    if not 0 <= data.find(b"\xff\x93") < data.rfind(b"\xff\xd9"):
+        raise ValueError("image file is truncated")
+
+
+_CHECKS: dict[str, Callable[[Any, bytes], None]] = {
+    "JPEG": _check_jpeg,
+    "JPEG2000": _check_jpeg2000,
+    "PNG": _check_png,
+    "TIFF": _check_tiff,
+}
+
+
+def _jpeg_quality(table: list[int]) -> int:
+    """The quality in 1..100 whose luminance table is nearest to [64] `table`."""
+    quality = np.arange(1, 101)[:, None]
+    # The scaling that libjpeg introduced and others follow.
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    tables = np.clip((_LUMINANCE * scale + 50) // 100, 1, 255)
+    return int(np.abs(tables - np.array(table)).sum(axis=1).argmin()) + 1
+
+
+_warnings_lock = threading.Lock()
+_warnings_off = contextlib.ExitStack()
+_readers = 0
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Mutes Pillow's warnings, of metadata and of what is checked here anyway.
+
+    The filters of warnings belong to the whole process: the first of several threads
+    changes them, and the last changes them back.
+    """
+    global _readers
+    with _warnings_lock:
+        if not _readers:
+            _warnings_off.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _warnings_lock:
+            _readers -= 1
+            if not _readers:
+                _warnings_off.close()
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -89,6 +300,12 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """Decodes what `encode_png` gave, without the checks that foreign data needs."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return np.array(image)
 
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR}

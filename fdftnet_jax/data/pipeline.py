@@ -26,7 +26,7 @@ class RandomAccess(Protocol[Item]):
     def __getitem__(self, i: int, /) -> Item: ...
 
 
-# {image: encoded bytes, label: int, ...}.
+# {image: PNG bytes, label: int, ...}.
 Records = RandomAccess[Mapping[str, Any]]
 # {image: [size, size, 3] uint8, label: int32, index: int32}, or a batch of them.
 Example = dict[str, Any]
@@ -49,7 +49,7 @@ class ViewSource:
         """Wraps records.
 
         Args:
-          records: random access to {image: encoded bytes, label: int, ...}.
+          records: random access to {image: PNG bytes, label: int, ...}.
           preprocessing: how an image becomes the network's input.
           cache_megabytes: decoded views are kept in memory up to this size.
         """
@@ -71,7 +71,7 @@ class ViewSource:
             image, label = self._views[i].copy(), self._labels[i]
         else:
             record = self._records[i]
-            image = self._preprocessing(images.decode(record["image"]))
+            image = self._preprocessing(images.decode_png(record["image"]))
             label = np.int32(record["label"])
             if i < len(self._kept):
                 self._views[i], self._labels[i] = image, label

@@ -7,30 +7,30 @@ real and the fake images of a group always land in the same split.
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fdftnet_jax.data.images import SUFFIXES
 from fdftnet_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test", "finetune")
 # The label of a class is its position.
 CLASSES = ("real", "fake")
 
-# Image formats with pictures of faces in practice, all read by Pillow.
-SUFFIXES = {
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
 
-
-class ImageFile(NamedTuple):
-    """A file found by `list_images`."""
+class File(NamedTuple):
+    """A file found by `list_files`."""
 
     path: str  # Posix path relative to the folder.
     split: str  # The split whose folder it lies in; '' in a folder without splits.
     label: int  # 0 real, 1 fake.
     inner: str  # Posix path below the class folder.
+
+    @property
+    def suffix(self) -> str:
+        """The suffix in lower case, a key of `images.SUFFIXES` for an image."""
+        return PurePosixPath(self.path).suffix.lower()
 
 
 class Example(NamedTuple):
@@ -47,22 +47,33 @@ def resolve(directory: str | os.PathLike) -> str:
     return os.path.realpath(os.path.expanduser(directory))
 
 
-def list_images(directory: str | os.PathLike) -> list[ImageFile]:
-    """Lists the images of a folder, sorted by path.
+def list_files(directory: str | os.PathLike) -> list[File]:
+    """Lists the files in the classes of a folder, sorted by path.
 
     The folder holds `{real,fake}/**` or `{train,validation,test,finetune}/{real,fake}/
-    **`. Hidden files and folders are ignored, and so are files whose suffix is not in
-    `SUFFIXES`; links are followed.
+    **`. Hidden files and folders are ignored; links are followed.
 
     Raises:
-      UserError: if there is no such folder, if its layout is neither of the two, or if
-        a class has no image.
+      UserError: if there is no such folder, if its layout is neither of the two, if a
+        folder in it cannot be read or links to one above it, or if a class of a folder
+        without splits has no image. (A split may lack a class, or both, as long as it
+        is not used.)
     """
     root = Path(directory)
+    try:
+        return _list_files(root)
+    except OSError as error:
+        raise UserError(
+            f"expected a readable folder at {error.filename or root}, found "
+            f"{error.strerror or error}; change its permissions, or move it elsewhere"
+        ) from error
+
+
+def _list_files(root: Path) -> list[File]:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(
-            f"expected a folder of images at {os.fspath(directory)!r}, found {found}; "
+            f"expected a folder of images at {os.fspath(root)!r}, found {found}; "
             "give the path of a folder that holds real/ and fake/"
         )
     present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
@@ -78,30 +89,66 @@ def list_images(directory: str | os.PathLike) -> list[ImageFile]:
             f"real/ and fake/ in each), found {_enumerate(present)}; sort the images "
             "into these folders"
         )
-    images = []
+    files: list[File] = []
     for split in given or [""]:
         for label, name in enumerate(CLASSES):
             below = root / split / name
-            inner = _walk(below)
-            if not inner:
+            prefix = PurePosixPath(split, name)
+            above = _identity(root), _identity(root / split)
+            inner = _walk(below, above) if below.is_dir() else []
+            own = [File(str(prefix / path), split, label, path) for path in inner]
+            if not given and not any(file.suffix in SUFFIXES for file in own):
                 raise UserError(
                     f"expected images in {below}, found "
-                    f"{'none' if below.is_dir() else 'no such folder'}; put the {name} "
-                    "images there"
+                    f"{_count(own) if below.is_dir() else 'no such folder'}; put the "
+                    f"{name} images there"
                 )
-            prefix = PurePosixPath(split, name)
-            images += [ImageFile(str(prefix / p), split, label, p) for p in inner]
-    return sorted(images)
+            files += own
+    if not files:
+        raise UserError(
+            f"expected images in {root}, found {_enumerate(given)} without any; put "
+            "the images into real/ and fake/ in each"
+        )
+    return sorted(files)
 
 
-def _walk(directory: Path) -> list[str]:
-    """Returns the posix paths of the images below a folder, relative to it."""
-    paths = []
-    for parent, folders, files in os.walk(directory, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                paths.append((Path(parent) / name).relative_to(directory).as_posix())
+def _count(files: list[File]) -> str:
+    if not files:
+        return "none"
+    suffixes = sorted({file.suffix or "no suffix" for file in files})
+    shown = ", ".join(suffixes[:5]) + (", ..." if len(suffixes) > 5 else "")
+    return f"{len(files)} files of other kinds ({shown})"
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
+    """What a folder has in common with every link to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _walk(directory: Path, above: tuple[tuple[int, int], ...]) -> list[str]:
+    """Returns the posix paths of the files below a folder, relative to it."""
+    paths: list[str] = []
+
+    def visit(folder: str, above: tuple[tuple[int, int], ...]) -> None:
+        identity = _identity(directory / folder)
+        if identity in above:
+            raise UserError(
+                f"expected folders that end somewhere, found {directory / folder}, "
+                "which links to a folder that it lies in; remove that link"
+            )
+        with os.scandir(directory / folder) as entries:
+            for entry in entries:
+                path = f"{folder}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                # A link to nowhere is left to the inspection, like a broken file.
+                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                    visit(f"{path}/", (*above, identity))
+                else:
+                    paths.append(path)
+
+    visit("", above)
     return paths
 
 
@@ -204,16 +251,16 @@ def split_of(group: str, fractions: Mapping[str, float]) -> str:
 
 
 def assign(
-    images: list[ImageFile],
+    files: Sequence[File],
     *,
     group_by: str,
     generator_by: str,
     fractions: Mapping[str, float],
 ) -> dict[str, list[Example]]:
-    """Sorts the images of a folder into splits.
+    """Sorts the files of a folder into splits.
 
     Args:
-      images: what `list_images` found.
+      files: of `list_files`, all with names of the file system's encoding.
       group_by: see `group_of`.
       generator_by: see `generator_of`.
       fractions: see `split_of`; unused for a folder that is already split.
@@ -226,7 +273,7 @@ def assign(
     """
     check_fractions(fractions)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for path, given, label, inner in images:
+    for path, given, label, inner in files:
         group = group_of(inner, group_by)
         generator = generator_of(inner, generator_by, label)
         split = given or split_of(group, fractions)

@@ -1,0 +1,311 @@
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from fdftnet_jax.data import forgery_faces, images, inspection, splits
+from fdftnet_jax.errors import UserError
+
+
+def picture(seed, size=32):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """20 real and 20 fake pictures."""
+    for label, name in enumerate(("real", "fake")):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for i in range(20):
+            seed = 100 * label + i
+            picture(seed).save(tmp_path / "faces" / name / f"{i:02d}.png")
+    data = base.get_config().data
+    data.name, data.dir = "folder", str(tmp_path / "faces")
+    data.cache_dir = str(tmp_path / "cache")
+    data.fractions.update(train=0.5, validation=0, test=0.5, finetune=0)
+    return data
+
+
+def rejected(data):
+    """What `rejected.csv` says, by path."""
+    (report,) = Path(data.cache_dir).rglob("rejected.csv")
+    with report.open(newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def write_png(path):
+    picture(7).save(path)
+
+
+def write(content):
+    return lambda path: path.write_bytes(content)
+
+
+def animation(path):
+    picture(1).save(path, save_all=True, append_images=[picture(2)])
+
+
+def whole():
+    return images.encode_png(np.asarray(picture(3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("a.png", write(b"no image"), "not in an image format that is read here"),
+        ("a.png", write(whole()[:600]), "image file is truncated"),
+        ("a.png", write(b""), "empty"),
+        ("a.png", animation, "several frames or pages (an animation?)"),
+        ("a.webp", animation, "several frames or pages (an animation?)"),
+        ("a.jpg", write(whole()), "PNG data under the suffix .jpg"),
+        ("a.JPEG", write(whole()), "PNG data under the suffix .jpeg"),
+        ("a", write(whole()), "PNG data under the suffix (none)"),
+        ("a.txt", write(whole()), "PNG data under the suffix .txt"),
+        ("a.png", lambda path: path.symlink_to("gone"), "No such file or directory"),
+        ("a.png", lambda path: os.mkfifo(path), "not a regular file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_left_out_and_listed(data, name, make, reason):
+    make(Path(data.dir) / "real" / name)
+    with pytest.warns(UserWarning, match=r"left out 1 of 41 image files in .*\.csv$"):
+        dataset = forgery_faces.prepare(data)
+    assert rejected(data) == {f"real/{name}": reason}
+    paths = [record["path"] for record in dataset.source("all")]
+    assert len(paths) == 40 and f"real/{name}" not in paths
+
+
+def test_a_decompression_bomb(data, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)
+    picture(0, 64).save(Path(data.dir) / "real/bomb.png")
+    with pytest.warns(UserWarning, match="left out 1 of 41"):
+        forgery_faces.prepare(data)
+    reason = "64x64 pixels, more than the 1,024 that are decoded at most"
+    assert rejected(data) == {"real/bomb.png": reason}
+
+
+def test_names_that_are_not_utf_8(data):
+    folder = os.fsencode(data.dir)
+    for name in (b"/real/\xff.png", b"/fake/\xfe/b.png"):
+        os.makedirs(os.path.dirname(folder + name), exist_ok=True)
+        with open(folder + name, "wb") as file:
+            file.write(whole())
+    with open(folder + b"/real/\xff.txt", "w") as file:
+        file.write("no image")
+    data.max_rejected = 0.1
+    with pytest.warns(UserWarning, match="left out 2 of 42"):
+        dataset = forgery_faces.prepare(data)
+    assert rejected(data) == {
+        "real/\\xff.png": "its name is not UTF-8",
+        "fake/\\xfe/b.png": "its name is not UTF-8",
+        "real/\\xff.txt": "not an image file",
+    }
+    assert len(dataset.source("all")) == 40
+
+
+def test_a_folder_whose_own_name_is_not_utf_8(data):
+    odd = os.fsdecode(os.fsencode(data.dir) + b"\xff")
+    os.rename(data.dir, odd)
+    data.dir = odd
+    dataset = forgery_faces.prepare(data)
+    assert len(dataset.source("all")) == 40
+    assert dataset.name == r"faces\xff"
+
+
+def test_files_of_other_kinds_are_listed_but_nobody_s_loss(data, recwarn):
+    for name in ("notes.txt", "a.json", "b"):
+        (Path(data.dir) / "real" / name).write_text("{}")
+    (Path(data.dir) / "real/.hidden").write_text("{}")
+    data.max_rejected = 0.0
+    forgery_faces.prepare(data)
+    names = ("notes.txt", "a.json", "b")
+    assert rejected(data) == {f"real/{name}": "not an image file" for name in names}
+    assert not recwarn
+
+
+@pytest.mark.parametrize(("limit", "number"), [(0.05, 2), (0.05, 3), (0, 1), (1, 9)])
+def test_too_many_unusable_files_stop_the_run(data, limit, number):
+    for i in range(number):
+        (Path(data.dir) / f"fake/bad{i}.png").touch()
+    data.max_rejected = limit
+    if number <= limit * (40 + number):
+        with pytest.warns(UserWarning, match=f"left out {number} of"):
+            forgery_faces.prepare(data)
+        return
+    with pytest.raises(UserError, match=f"found {number} of {40 + number}") as error:
+        forgery_faces.prepare(data)
+    assert f"at most {limit:.0%} of" in str(error.value)
+    assert "rejected.csv" in str(error.value) and "\n" not in str(error.value)
+    assert len(rejected(data)) == number
+
+
+def test_a_repaired_file_is_used(data):
+    path = Path(data.dir) / "real/00.png"
+    before = path.read_bytes()
+    path.write_bytes(before[:200])
+    with pytest.warns(UserWarning, match="left out 1 of 40"):
+        assert len(forgery_faces.prepare(data).source("all")) == 39
+    path.write_bytes(before)
+    assert len(forgery_faces.prepare(data).source("all")) == 40
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """The paths of the files that are looked at."""
+    paths = []
+    look = inspection.look
+
+    def counting(directory, file):
+        paths.append(file.path)
+        return look(directory, file)
+
+    monkeypatch.setattr(inspection, "look", counting)
+    return paths
+
+
+def inspect(data):
+    listed = splits.list_files(data.dir)
+    cache = Path(data.cache_dir)
+    found = inspection.inspect(data.dir, listed, cache)
+    return {file.path: f for file, f in zip(listed, found, strict=True)}
+
+
+def test_every_image_is_looked_at_once(data, looked):
+    first = inspect(data)
+    assert len(looked) == len(set(looked)) == 40
+    assert inspect(data) == first
+    assert len(looked) == 40
+    # Only what is new or changed is looked at again, and what was left out.
+    folder = Path(data.dir)
+    (folder / "real/00.png").unlink()
+    write_png(folder / "real/01.png")
+    write_png(folder / "real/new.png")
+    (folder / "real/bad.png").touch()
+    del looked[:]
+    second = inspect(data)
+    assert sorted(looked) == ["real/01.png", "real/bad.png", "real/new.png"]
+    assert second["real/01.png"].digest == second["real/new.png"].digest
+    assert second["real/02.png"] == first["real/02.png"]
+    assert inspect(data) == second
+    assert looked[3:] == ["real/bad.png"]
+
+
+def test_other_rules_need_no_other_look(data, looked):
+    forgery_faces.prepare(data)
+    data.fractions.update(train=0.6, test=0.4)
+    data.group_by, data.duplicates = r"\d+", "drop"
+    forgery_faces.prepare(data)
+    assert len(looked) == 40
+
+
+@pytest.mark.parametrize("content", ["", "[", '{"version": [0, "0"], "rows": []}'])
+def test_damaged_or_outdated_findings_are_found_anew(data, looked, content):
+    first = inspect(data)
+    (memory,) = Path(data.cache_dir).glob("inspections/*.json")
+    before = memory.read_text()
+    memory.write_text(content)
+    assert inspect(data) == first
+    assert len(looked) == 80
+    assert json.loads(memory.read_text()) == json.loads(before)
+
+
+def test_a_finding(tmp_path):
+    (tmp_path / "real").mkdir()
+    grey = picture(5, 40).resize((60, 40))
+    grey.save(tmp_path / "real/a.jpg", quality=80)
+    found = inspection.look(str(tmp_path), splits.File("real/a.jpg", "", 0, "a.jpg"))
+    pixels = images.decode(tmp_path / "real/a.jpg")
+    assert found == inspection.Finding(
+        reason="",
+        digest=inspection.digest(pixels),
+        phash=str(imagehash.phash(Image.fromarray(pixels))),
+        format="JPEG",
+        width=60,
+        height=40,
+        quality=80,
+    )
+
+
+def test_a_digest_is_that_of_pixels_and_shape():
+    pixels = np.asarray(picture(0))
+    same = images.decode(images.encode_png(pixels))
+    assert inspection.digest(pixels) == inspection.digest(same)
+    assert inspection.digest(pixels) == inspection.digest(pixels[:, ::-1][:, ::-1])
+    changed = pixels.copy()
+    changed[3, 4, 1] ^= 1
+    others = (changed, pixels.reshape(16, 64, 3), pixels[:-1], pixels[:, ::-1])
+    assert len({inspection.digest(p) for p in (pixels, *others)}) == 5
+
+
+def waves(seed):
+    """A picture of a few low frequencies, as a photograph's."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:96, :96] / 96 * np.pi
+    waves = [
+        rng.normal() * np.cos(u * rows) * np.cos(v * columns)
+        for u in range(8)
+        for v in range(8)
+    ]
+    return np.clip(128 + 20 * np.sum(waves, 0), 0, 255).astype(np.uint8)[..., None]
+
+
+def test_a_perceptual_hash_survives_re_encoding_and_tells_pictures_apart():
+    hashes = []
+    for seed in range(5):
+        pixels = np.repeat(waves(seed), 3, axis=-1)
+        small = np.asarray(Image.fromarray(pixels).resize((50, 50)))
+        first, second = (
+            int(inspection.perceptual_hash(p), 16) for p in (pixels, small)
+        )
+        assert (first ^ second).bit_count() <= 2
+        hashes.append(first)
+    apart = [(a ^ b).bit_count() for a in hashes for b in hashes if a != b]
+    assert len(apart) == 20 and min(apart) > 10
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((20, 30)),
+        np.full((20, 30), 200),
+        np.linspace(0, 255, 20)[:, None] + np.zeros(30),
+        np.where(np.arange(30) < 11, 0, 255) + np.zeros((20, 1)),
+        np.random.default_rng(0).integers(100, 103, (20, 30)),
+    ],
+)
+def test_plain_pictures_have_no_perceptual_hash(values):
+    pixels = np.repeat(values[..., None], 3, axis=-1).astype(np.uint8)
+    assert inspection.perceptual_hash(pixels) == ""
+
+
+def test_a_terminal_sees_the_inspection(data, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    inspect(data)
+    out, err = capsys.readouterr()
+    assert "inspecting: 100%" in err and "40/40" in err and not out
+
+
+def test_a_file_without_permission_is_left_out(data):
+    path = Path(data.dir) / "real/00.png"
+    path.chmod(0)
+    cache = Path(data.cache_dir)
+    cache.mkdir()
+    if not os.geteuid():
+        for folder in (cache.parent, *cache.parent.parents[:2]):
+            folder.chmod(0o755)
+        cache.chmod(0o777)
+        os.seteuid(65534)
+    try:
+        assert inspect(data)["real/00.png"].reason == "Permission denied"
+    finally:
+        if not os.getuid():
+            os.seteuid(0)
+    path.chmod(0o644)
+    assert not inspect(data)["real/00.png"].reason
