@@ -7,11 +7,12 @@ READY = $(VENV)/.ready
 # The toy's small matrix products lose time in BLAS threads.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-slow lint clean
 
 help:
 	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
 	@echo "make test   set up, then run the tests with coverage"
+	@echo "make test-slow  the tests that take minutes: killed runs, long fuzzing"
 	@echo "make lint   set up, then run ruff and the type checker"
 	@echo "make clean  remove the set-up"
 
@@ -20,6 +21,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,15 +14,18 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fdftnet_jax.errors import UserError
+from fdftnet_jax.errors import Interrupted, UserError
 
 EXIT_USER_ERROR = 2
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 # The flags belong to the experiment that calls, whose --help then lists them.
 flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], Any], default_config: str = "") -> None:
     """Parses the flags and runs `main`; a user's mistake is one line and code 2.
+
+    Ctrl-C and SIGTERM end it with one line and the codes 130 and 143.
 
     Args:
       main: the experiment; it reads `flags.FLAGS`.
@@ -45,7 +49,11 @@ def run(main: Callable[[], Any], default_config: str = "") -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/fdftnet_jax/xla")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     warnings.showwarning = _show_warning
-    logging.set_verbosity(logging.WARNING)
+    sys.unraisablehook = _show_unraisable
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    # What goes wrong is told here, once; libraries log it too.
+    logging.set_verbosity(logging.FATAL)
     app.run(
         lambda argv: _guarded(main, argv),
         flags_parser=lambda argv: _parse(argv, default_config),
@@ -78,6 +86,16 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
         if flags.FLAGS.debug:
             raise
         _fail(str(error))
+    except Interrupted as error:
+        _fail(str(error), error.exit_code)
+
+
+def _interrupt(number: int, _) -> NoReturn:
+    raise Interrupted(
+        number,
+        f"stopped by {signal.Signals(number).name}; the same command begins again, or "
+        "goes on from what was saved before",
+    )
 
 
 def _parse(argv: list[str], default_config: str) -> list[str]:
@@ -96,7 +114,7 @@ def _parse(argv: list[str], default_config: str) -> list[str]:
 
 def _explain(error: Exception, default_config: str) -> str:
     """One line for what was wrong with the command line."""
-    known = _config_keys(default_config)
+    known = _config_values(default_config)
     for argument in sys.argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and known and match[1] not in known:
@@ -105,6 +123,10 @@ def _explain(error: Exception, default_config: str) -> str:
             if near:
                 hint = f"did you mean --config.{near[0]}?"
             return f"no config key {match[1]!r}; {hint}"
+    wrong = re.search(r"[Ff]lag --config\.([\w.]+)=(.*?): ", str(error))
+    if wrong and type(known.get(wrong[1])) in _TYPES:
+        expected = _TYPES[type(known[wrong[1]])]
+        return f"{wrong[1]} is {wrong[2]!r}: expected {expected}; see configs/base.py"
     # What a config file raised stands at the end of the traceback that absl quotes.
     text = str(error).strip().rsplit("\n", 1)[-1].strip()
     if required := re.search(r"Flag --(\w+) must have a value", text):
@@ -112,29 +134,36 @@ def _explain(error: Exception, default_config: str) -> str:
     return f"{text.removeprefix('ValueError: ')}; see --help"
 
 
-def _config_keys(default_config: str) -> list[str]:
-    """The keys of a config file, or none where it cannot be imported."""
+def _config_values(default_config: str) -> dict[str, Any]:
+    """Key -> default of a config file; empty where it cannot be imported."""
     module = default_config.partition(":")[0].removesuffix(".py").replace("/", ".")
     try:
         config = importlib.import_module(module).get_config()
     except (ImportError, ValueError):
-        return []
+        return {}
 
-    def keys(config: ml_collections.ConfigDict, prefix: str) -> list[str]:
-        names = []
+    def flat(config: ml_collections.ConfigDict, prefix: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         for name, value in config.items():
-            names.append(prefix + name)
+            values[prefix + name] = value
             if isinstance(value, ml_collections.ConfigDict):
-                names += keys(value, f"{prefix}{name}.")
-        return names
+                values |= flat(value, f"{prefix}{name}.")
+        return values
 
-    return keys(config, "")
+    return flat(config, "")
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+def _fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
+    kind = "error: " if code == EXIT_USER_ERROR else ""
+    print(kind + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    # TensorStore's late answers, after a damaged checkpoint has been told of.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,16 +1,23 @@
 """A backbone, tasks and runs that compile and train in seconds."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from configs import finetune, pretrain
 from fdftnet_jax.data import augment, images
 from fdftnet_jax.models import layers, registry
 from fdftnet_jax.training import freezing, loop, optimizer, steps
+from fdftnet_jax.training.run_files import read_history
 
 BACKBONE = "small"
 SIZE = 32
@@ -138,3 +145,55 @@ def pretend(monkeypatch, *losses):
 def run(config, workdir):
     loop.train_and_evaluate(config, str(workdir))
     return workdir
+
+
+def arrays(workdir):
+    """All arrays of the latest checkpoint, the optimiser's too, by item and path."""
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
+        )
+        return dict(manager.restore(manager.latest_step(), args=items).items())
+
+
+def history(workdir):
+    """The rows without what depends on the machine."""
+    rows = read_history(workdir)
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows]
+
+
+def assert_same(workdir, other):
+    """Two finished runs are the same, bit by bit."""
+    assert history(workdir) == history(other)
+    chex.assert_trees_all_equal(arrays(workdir), arrays(other))
+
+
+def start_marked(cache_dir, workdir, devices=2):
+    """Starts `marked_run.py` in a process of its own."""
+    flags = [
+        f"--xla_force_host_platform_device_count={devices}"
+        if "device_count" in flag
+        else flag
+        for flag in os.environ["XLA_FLAGS"].split()
+    ]
+    here = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, here / "marked_run.py", cache_dir, workdir],
+        env={
+            **os.environ,
+            "XLA_FLAGS": " ".join(flags),
+            "PYTHONPATH": f"{here.parent}{os.pathsep}{here}",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process, phase, times=1):
+    """Reads what a marked run says until it begins a phase; False if it ends first."""
+    for line in process.stdout:
+        times -= line.startswith(phase)
+        if times == 0:
+            return True
+    return False

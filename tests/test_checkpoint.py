@@ -1,3 +1,5 @@
+import shutil
+
 import chex
 import jax
 import numpy as np
@@ -7,6 +9,10 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.training import checkpoint, optimizer, steps
 from fdftnet_jax.training.checkpoint import Checkpoints
 
+# TensorStore's late answers to a read that has failed already.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 META = {"model": {"backbone": "squeezenet"}, "labels": ["real", "fake"]}
 
 
@@ -129,7 +135,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match="format 99, this version reads 1"),
+        pytest.raises(UserError, match="format 99, this version reads 2"),
     ):
         checkpoints.load_meta()
 
@@ -142,3 +148,115 @@ def test_no_checkpoints(tmp_path):
         assert checkpoints.best is None and checkpoints.latest is None
         with pytest.raises(UserError, match=r"no checkpoint in .* yet"):
             checkpoints.load_meta()
+
+
+def parts(checkpoint):
+    """The files of a checkpoint that hold something."""
+    return sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(
+            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_a_damaged_checkpoint_is_refused_or_whole(tmp_path, how):
+    """Whichever file is damaged: never other values, never another exception."""
+    save(tmp_path / "whole", {10: 0.3, 20: 0.4})
+    names = [p.relative_to(tmp_path / "whole") for p in parts(tmp_path / "whole")]
+    names = [name for name in names if name.parts[1] == "20"]
+    refused = []
+    for number, name in enumerate(names):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", workdir)
+        damage(workdir / name, how)
+        try:
+            with Checkpoints(workdir) as checkpoints:
+                loaded = checkpoints.load_state(state(0))
+                assert checkpoints.load_meta(20)["of"] == 20
+        except UserError as error:
+            message = str(error)
+            assert f"{workdir}/checkpoints" in message and "is damaged" in message
+            assert "copy the workdir again" in message and "\n" not in message
+            if "20 is damaged" in message:
+                assert "remove that folder to use checkpoint 10" in message
+            refused.append(name)
+            continue
+        chex.assert_trees_all_equal(loaded, state(20))
+    # Its values, its description; the rest is Orbax's own bookkeeping.
+    assert {name.parts[2] for name in refused} >= {"variables", "optimizer", "meta"}
+
+
+def test_other_labels_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(META, "labels", ["fake", "real"])
+    save(tmp_path, {10: 0.5})
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"\['fake', 'real'\].*\['real', 'fake'\]"),
+    ):
+        checkpoints.load_meta()
+
+
+def test_a_checkpoint_within_an_epoch_serves_only_to_go_on(tmp_path):
+    save(tmp_path, {10: 0.5, 20: 0.6, 25: None})
+    assert kept(tmp_path) == [10, 25]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best, checkpoints.latest) == (10, 25)
+    save(tmp_path, {30: 0.4})
+    assert kept(tmp_path) == [30]
+    save(tmp_path / "first", {5: None})
+    with Checkpoints(tmp_path / "first") as checkpoints:
+        assert (checkpoints.best, checkpoints.latest) == (None, 5)
+
+
+def test_a_checkpoint_is_replaced_once_it_is_validated(tmp_path):
+    save(tmp_path, {10: 0.5, 20: None})
+    save(tmp_path, {20: 0.4})
+    assert kept(tmp_path) == [20]
+    assert not list((tmp_path / "checkpoints").glob("replaced*"))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best == 20
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_replacement_that_was_killed_is_ended(tmp_path, saved):
+    save(tmp_path, {10: 0.5, 20: None})
+    folder = tmp_path / "checkpoints"
+    (shutil.copytree if saved else shutil.move)(folder / "20", folder / "replaced-20")
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        assert checkpoints.latest == 20
+        chex.assert_trees_all_equal(checkpoints.load_state(state(0)), state(20))
+    assert not list(folder.glob("replaced*"))
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_run_alone(tmp_path):
+    save(tmp_path, {10: 0.5})
+    left = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
+    left.mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 10
+    assert left.exists()
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        assert checkpoints.latest == 10
+    assert not left.exists()
+
+
+def test_a_half_removed_checkpoint_does_no_harm(tmp_path):
+    """Killed while it removed the one that was best before."""
+    save(tmp_path, {10: 0.5, 20: 0.4, 30: 0.6})
+    shutil.copytree(tmp_path / "checkpoints" / "20", tmp_path / "checkpoints" / "15")
+    for path in parts(tmp_path / "checkpoints" / "15")[::2]:
+        path.unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best, checkpoints.latest) == (20, 30)
+    save(tmp_path, {40: 0.3})
+    assert kept(tmp_path) == [40]

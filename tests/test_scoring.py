@@ -30,10 +30,9 @@ def photos(tmp_path_factory):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         size = rng.integers(20, 90, 2)
-        # Plain pictures, whose scores differ from one to the next.
-        picture = np.full((*size, 3), rng.integers(0, 256, 3), np.uint8)
-        picture[: size[0] // 2] = rng.integers(0, 256, 3)
-        Image.fromarray(picture).save(path, quality=95)
+        # Large patches, so that the scores differ from one picture to the next.
+        patches = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        patches.resize(size, Image.Resampling.NEAREST).save(path, quality=95)
     return folder
 
 

@@ -89,7 +89,8 @@ def score_split(
     if any(
         split in ("all", run["data"]["train_split"])
         and (
-            dataset.fingerprint == run["dataset"]
+            dataset.fingerprint((run["data"]["train_split"], "validation"))
+            == run["dataset"]
             or (dataset.directory and dataset.directory == run["directory"])
         )
         for run in meta["trained_on"]

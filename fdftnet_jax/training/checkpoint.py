@@ -4,13 +4,18 @@
 
     variables   params and batch_stats, all that inference needs
     optimizer   the optimiser's arrays by their path in its state, and the step
-    meta        JSON: format version, network, preprocessing, labels, dataset, progress
+    meta        JSON: format version, network, preprocessing, labels, datasets,
+                progress, and a digest of each of the other two
 
-Orbax writes a checkpoint beside the others and renames it when it is complete.
+Orbax writes a checkpoint beside the others and renames it when it is complete. The
+digests are checked when a checkpoint is read, so that one that was damaged or copied in
+part is never used.
 """
 
 import dataclasses
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +24,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training.steps import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Before the step of a checkpoint that is being replaced.
+_ASIDE = "replaced-"
+# After the step of one that Orbax is writing.
+_TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 @dataclasses.dataclass
@@ -34,19 +44,29 @@ class Progress:
       best_epoch: the epoch with the lowest validation loss so far; 0 is none.
       best_loss: that loss, in nats.
       finished: whether the run ended by itself.
+      steps: done in the epoch after these, where a signal stopped the run.
+      sums: of the metrics over those steps (see `steps.Metrics`).
     """
 
     epoch: int = 0
     best_epoch: int = 0
     best_loss: float = float("inf")
     finished: bool = False
+    steps: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
     """The checkpoints below a workdir."""
 
     def __init__(self, workdir: str | os.PathLike[str], *, create: bool = False):
-        """Opens them, and makes the folder where `create`."""
+        """Opens them.
+
+        Args:
+          workdir: of the run.
+          create: for the process that trains: makes the folder, and tidies up what a
+            killed one left.
+        """
         directory = Path(workdir).absolute() / "checkpoints"
         if not create and not directory.is_dir():
             raise UserError(
@@ -54,20 +74,36 @@ class Checkpoints:
                 "experiments.pretrain or experiments.finetune has written"
             )
         self._workdir = workdir
-        best = policies.BestN(get_metric_fn=_rank, reverse=True, n=1)
-        self._manager = ocp.CheckpointManager(
-            directory,
-            item_names=("variables", "optimizer", "meta"),
-            options=ocp.CheckpointManagerOptions(
-                create=create,
-                best_fn=_rank,
-                best_mode="min",
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(1), best]
-                ),
-                enable_async_checkpointing=False,
-            ),
+        if create:
+            _tidy(directory)
+        self._directory = directory
+        best = policies.BestN(
+            get_metric_fn=_rank,
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
+        options = ocp.CheckpointManagerOptions(
+            create=create,
+            best_fn=_rank,
+            best_mode="min",
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(1), best]
+            ),
+            enable_async_checkpointing=False,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory,
+                item_names=("variables", "optimizer", "meta"),
+                options=options,
+            )
+        # It reads the losses of all checkpoints at once.
+        except ValueError as error:
+            raise UserError(
+                f"a checkpoint in {directory} is damaged, its metrics cannot be read "
+                f"({error}): copy the workdir again"
+            ) from error
 
     @property
     def latest(self) -> int | None:
@@ -80,59 +116,89 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(
-        self, state: TrainState, meta: dict[str, Any], validation_loss: float
+        self,
+        state: TrainState,
+        meta: dict[str, Any],
+        validation_loss: float | None,
     ) -> None:
         """Writes one checkpoint and removes what is neither latest nor best.
 
         Args:
           state: on the host, not replicated.
-          meta: JSON-serialisable description; the format version is added.
-          validation_loss: by which the best is chosen.
+          meta: JSON-serialisable description; format version and digests are added.
+          validation_loss: by which the best is chosen; None in the middle of an epoch,
+            where a checkpoint serves only to go on.
         """
         step = int(state.step)
+        # Saved once already, when a signal stopped the validation after this step.
+        replaced = self._directory / f"{_ASIDE}{step}"
+        if step in self._manager.all_steps():
+            (self._directory / str(step)).rename(replaced)
+            self._manager.reload()
         variables = {"params": state.params}
         if state.batch_stats:
             variables["batch_stats"] = state.batch_stats
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                optimizer=ocp.args.StandardSave(_by_path(_optimizer(state))),
-                meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
-            ),
-            metrics={"validation_loss": float(validation_loss), "step": step},
-        )
+        optimizer = _by_path(_optimizer(state))
+        described = {
+            "format_version": FORMAT_VERSION,
+            **meta,
+            "digests": {
+                "variables": _digest(variables),
+                "optimizer": _digest(optimizer),
+            },
+        }
+        metrics = None
+        if validation_loss is not None:
+            metrics = {"validation_loss": float(validation_loss), "step": step}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    meta=ocp.args.JsonSave(described),
+                ),
+                metrics=metrics,
+            )
+        except Exception:
+            # A part of a checkpoint would only keep a full disk full.
+            for part in self._directory.glob(f"{step}{_TEMPORARY}*"):
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def load_meta(self, step: int | None = None) -> dict[str, Any]:
-        """The description of the checkpoint at `step`, by default the best one."""
+        """The description of the checkpoint at `step`, by default the best one.
+
+        Raises:
+          UserError: there is none, it is damaged, or of another version.
+        """
         step = self._existing(step)
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )["meta"]
-        if meta["format_version"] != FORMAT_VERSION:
+        meta = self._restore(step, "meta", ocp.args.JsonRestore())
+        version = meta.get("format_version")
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"{self._workdir} holds checkpoints of format "
-                f"{meta['format_version']}, this version reads {FORMAT_VERSION}: "
-                "use the version of fdftnet_jax that wrote them"
+                f"{self._workdir} holds checkpoints of format {version}, this version "
+                f"reads {FORMAT_VERSION}: use the fdftnet_jax that wrote them"
+            )
+        if tuple(meta["labels"]) != splits.CLASSES:
+            raise UserError(
+                f"{self._workdir} was trained with the classes {meta['labels']}, this "
+                f"version has {list(splits.CLASSES)}: its scores would mean something "
+                "else; train it again"
             )
         return meta
 
     def load_variables(self, step: int | None = None) -> dict[str, Any]:
         """`params` and `batch_stats` at `step`, by default the best, in NumPy."""
-        variables = self._manager.restore(
-            self._existing(step),
-            args=ocp.args.Composite(variables=ocp.args.StandardRestore()),
-        )["variables"]
-        variables = jax.tree.map(np.asarray, variables)
+        variables = self._load_arrays(self._existing(step), "variables")
         return {"params": variables["params"], "batch_stats": {}} | variables
 
     def load_state(self, template: TrainState) -> TrainState:
         """The latest state, in the structure of `template`, which it must fit."""
         step = self._existing(self.latest)
         variables = self.load_variables(step)
-        saved = self._manager.restore(
-            step, args=ocp.args.Composite(optimizer=ocp.args.StandardRestore())
-        )["optimizer"]
+        saved = self._load_arrays(step, "optimizer")
         check_fits(
             variables,
             {"params": template.params, "batch_stats": template.batch_stats},
@@ -155,6 +221,34 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
+
+    def _load_arrays(self, step: int, item: str) -> dict[str, Any]:
+        arrays = self._restore(step, item, ocp.args.StandardRestore())
+        arrays = jax.tree.map(np.asarray, arrays)
+        if self.load_meta(step)["digests"][item] != _digest(arrays):
+            raise self._damaged(step, f"its {item} are not those that were saved")
+        return arrays
+
+    def _restore(self, step: int, item: str, how: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[
+                item
+            ]
+        # Orbax and TensorStore raise whatever their readers of the parts raise.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise self._damaged(
+                step, f"its {item} cannot be read ({type(error).__name__}: {reason})"
+            ) from error
+
+    def _damaged(self, step: int, how: str) -> UserError:
+        others = [str(other) for other in self._manager.all_steps() if other != step]
+        advice = "copy the workdir again"
+        if others:
+            advice += f", or remove that folder to use checkpoint {' or '.join(others)}"
+        return UserError(
+            f"the checkpoint {self._directory / str(step)} is damaged, {how}: {advice}"
+        )
 
     def _existing(self, step: int | None) -> int:
         step = self.best if step is None else step
@@ -193,6 +287,18 @@ def check_fits(found: Any, expected: Any, what: str) -> None:
         raise UserError(f"{what} does not fit the network: {listed}")
 
 
+def _tidy(directory: Path) -> None:
+    """Removes what a killed save left, and ends a replacement that was under way."""
+    for part in directory.glob(f"*{_TEMPORARY}*"):
+        shutil.rmtree(part)
+    for aside in directory.glob(f"{_ASIDE}*"):
+        current = directory / aside.name.removeprefix(_ASIDE)
+        if current.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(current)
+
+
 def _rank(metrics: dict[str, float]) -> Any:
     """Sorts the best checkpoint first; of equal losses the earliest is the best."""
     return metrics["validation_loss"], metrics["step"]
@@ -200,6 +306,16 @@ def _rank(metrics: dict[str, float]) -> Any:
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of all paths, types, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(_by_path(tree).items()):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from fdftnet_jax import files
 from fdftnet_jax.data import augment, forgery_faces, images, pipeline, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import (
+    config_values,
     freezing,
     initialization,
     optimizer,
@@ -23,26 +27,53 @@ from fdftnet_jax.training import (
     steps,
 )
 from fdftnet_jax.training.checkpoint import Checkpoints, Progress
+from fdftnet_jax.training.interruption import Interruption, StopRequestedError
+from fdftnet_jax.training.watch import StepWatch
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Trains the network of a config, validating and saving after every epoch.
 
-    Called again with the same workdir, it goes on after the last saved epoch, with the
-    same numbers as if it had never stopped.
+    Called again with the same workdir, it goes on where it was saved last, with the
+    same numbers as if it had never stopped. SIGINT (Ctrl-C) and SIGTERM save first, in
+    the middle of an epoch too.
 
     Args:
       config: all fields of `configs/base.py`.
       workdir: gets `config.json`, `checkpoints/`, `history.jsonl` (a row an epoch) and
-        `tensorboard/`.
+        `tensorboard/`; one process at a time may train in it.
 
     Raises:
-      UserError: the config, the data or the workdir do not fit, or training diverged.
+      UserError: the config, the data or the workdir do not fit, the disk is full, or
+        training diverged.
+      Interrupted: by a signal.
     """
-    # Log.
-    run_files.check_values(config)
+    config_values.check(config)
     steps.check_batch_size(config.batch_size)
     directory = Path(workdir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {directory}: {error}") from error
+    lock = directory / ".lock"
+    try:
+        with files.lock(lock, blocking=False):
+            try:
+                _train_and_evaluate(config, directory)
+            finally:
+                # A mistake that showed before anything was written leaves nothing.
+                if list(directory.iterdir()) == [lock]:
+                    shutil.rmtree(directory)
+    except BlockingIOError as error:
+        raise UserError(
+            f"process {error} is training in {workdir}: wait for it, or give another "
+            "--workdir"
+        ) from error
+
+
+def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> None:
+    # Log.
+    workdir = str(directory)
     saved = _latest_meta(directory)
     progress = Progress()
     if saved is not None:
@@ -76,7 +107,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     dataset = forgery_faces.prepare(
         config.data, needed=(config.data.train_split, "validation")
     )
-    train_source = _train_source(config, dataset, preprocessing)
+    # Of what training sees: the test split may come and go.
+    fingerprint = dataset.fingerprint((config.data.train_split, "validation"))
+    train_records = dataset.source(config.data.train_split)
+    train_source = _train_source(config, dataset.name, train_records, preprocessing)
     validation_source = pipeline.ViewSource(
         dataset.source("validation"), preprocessing, config.data.memory_megabytes
     )
@@ -112,10 +146,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
     # Restore.
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the workdir {directory}: {error}") from error
     checkpoints = Checkpoints(workdir, create=True)
     meta = {
         "model": config.model.to_dict(),
@@ -125,7 +155,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         "trained_on": [
             {
                 "data": config.data.to_dict(),
-                "dataset": dataset.fingerprint,
+                "dataset": fingerprint,
                 "directory": dataset.directory,
             },
             *pretrained_on,
@@ -133,28 +163,31 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     }
     if saved is not None:
         began_with = saved["trained_on"][0]["dataset"]
-        if began_with != dataset.fingerprint:
+        if began_with != fingerprint:
             raise UserError(
                 f"the data of {workdir} has changed since the run began (it was "
-                f"{began_with}, it is {dataset.fingerprint}): restore it, or start in "
+                f"{began_with}, it is {fingerprint}): restore it, or start in "
                 "a new --workdir"
             )
         state = checkpoints.load_state(state)
-        _say(f"resuming {workdir} after epoch {progress.epoch}")
+        _say(
+            f"resuming {workdir} after epoch {progress.epoch}"
+            + f" and {progress.steps} steps" * (progress.steps > 0)
+        )
 
-    # What was wrong with the config has shown by now.
-    run_files.write_config(config, directory)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     # Compile.
     p_train_step, p_eval_step = steps.pmap_steps(task)
     state = steps.replicate(state)
 
     # Loop.
+    first_step = progress.epoch * steps_per_epoch + progress.steps
     batches = pipeline.train_batches(
         [(train_source, 1.0)],
         config.batch_size,
         config.seed,
-        start_step=progress.epoch * steps_per_epoch,
+        start_step=first_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
@@ -166,32 +199,62 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         f"{dataset.name}, {jax.device_count()} device(s), {steps_per_epoch} steps an "
         f"epoch, at most {config.epochs} epochs"
     )
+
+    def paths(indices: Sequence[int]) -> list[str]:
+        root = Path(dataset.directory)
+        return [str(root / train_records[i]["path"]) for i in indices]
+
+    def save(state: steps.TrainState, validation_loss: float | None) -> None:
+        described = {**meta, "progress": dataclasses.asdict(progress)}
+        checkpoints.save(state, described, validation_loss)
+
     with (
+        files.writing(
+            "a checkpoint and the history of the run",
+            directory,
+            num_bytes,
+            "the last checkpoint is whole: free space and give the same command again",
+        ),
+        checkpoints,
+        Interruption() as interruption,
         run_files.History(directory, progress.epoch) as history,
         tqdm(
             total=total_steps,
-            initial=progress.epoch * steps_per_epoch,
+            initial=first_step,
             unit="img",
             unit_scale=config.batch_size,
             disable=None,  # shown on a terminal only
         ) as bar,
     ):
+        # What was wrong with the config has shown by now.
+        run_files.write_config(config, directory)
         while not progress.finished:
             start = time.perf_counter()
-            epoch_metrics = []
-            for _ in range(steps_per_epoch):
-                state, metrics = p_train_step(state, steps.shard(next(batches)))
-                epoch_metrics.append(metrics)
-                bar.update()
-            epoch_metrics = [steps.unreplicate(metrics) for metrics in epoch_metrics]
-            train = steps.means(jax.tree.map(lambda *m: sum(m), *epoch_metrics))
-            seconds = time.perf_counter() - start
-            validation, _ = steps.evaluate(
-                p_eval_step,
-                {"params": state.params, "batch_stats": state.batch_stats},
-                validation_batches(),
-                len(validation_source),
-            )
+            steps_before = progress.steps
+            watch = StepWatch(progress.sums, directory, paths)
+            try:
+                while progress.steps < steps_per_epoch:
+                    interruption.check()
+                    batch = next(batches)
+                    state, metrics = p_train_step(state, steps.shard(batch))
+                    progress.steps += 1
+                    step = progress.epoch * steps_per_epoch + progress.steps
+                    watch.add(step, batch["index"], metrics)
+                    bar.update()
+                progress.sums = watch.sums()
+                seconds = time.perf_counter() - start
+                validation, _ = steps.evaluate(
+                    p_eval_step,
+                    {"params": state.params, "batch_stats": state.batch_stats},
+                    interruption.checked(validation_batches()),
+                    len(validation_source),
+                )
+            except StopRequestedError:
+                progress.sums = watch.sums()
+                if progress.steps > steps_before:
+                    save(steps.unreplicate(state), None)
+                interruption.stop(progress.epoch * steps_per_epoch + progress.steps)
+            train = steps.means(progress.sums)
             _check_finite(train["loss"], validation["loss"], progress, workdir)
             _advance(progress, validation["loss"], config)
             host_state = steps.unreplicate(state)
@@ -203,21 +266,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "validation_loss": validation["loss"],
                 "validation_accuracy": validation["accuracy"],
                 "learning_rate": float(schedule(host_state.step - 1)),
-                "images_per_second": steps_per_epoch * config.batch_size / seconds,
+                "images_per_second": (steps_per_epoch - steps_before)
+                * config.batch_size
+                / seconds,
                 **_gammas(host_state.params),
             }
             # Before the checkpoint: a resumed run drops a row too many.
             history.add(row)
-            checkpoints.save(
-                host_state,
-                {**meta, "progress": dataclasses.asdict(progress)},
-                validation["loss"],
-            )
+            save(host_state, validation["loss"])
             bar.set_postfix(
                 loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
             )
             _say(_line(row, progress, config.epochs, time.perf_counter() - start))
-    checkpoints.close()
     _say(
         f"finished after {progress.epoch} epochs; best validation loss "
         f"{progress.best_loss:.4f} in epoch {progress.best_epoch}; next: "
@@ -236,10 +296,10 @@ def _latest_meta(directory: Path) -> dict[str, Any] | None:
 
 def _train_source(
     config: ml_collections.ConfigDict,
-    dataset: forgery_faces.FaceDataset,
+    name: str,
+    records: forgery_faces.Records,
     preprocessing: images.Preprocessing,
 ) -> pipeline.Source:
-    records = dataset.source(config.data.train_split)
     source = pipeline.ViewSource(records, preprocessing, config.data.memory_megabytes)
     if not config.data.shots:
         return source
@@ -249,7 +309,7 @@ def _train_source(
     if min(found) < config.data.shots:
         _say(
             f"fewer than {config.data.shots} shots per class in the split "
-            f"{config.data.train_split!r} of {dataset.name}: taking {found[0]} real "
+            f"{config.data.train_split!r} of {name}: taking {found[0]} real "
             f"and {found[1]} fake"
         )
     return pipeline.Subset(source, indices)
@@ -284,6 +344,7 @@ def _advance(
     progress: Progress, validation_loss: float, config: ml_collections.ConfigDict
 ) -> None:
     progress.epoch += 1
+    progress.steps, progress.sums = 0, {}
     if validation_loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
     stale = progress.epoch - progress.best_epoch

@@ -22,7 +22,8 @@ from fdftnet_jax.training import freezing
 
 AXIS = "batch"
 Batch = Mapping[str, Any]
-# Sums over the global batch: {'loss': ..., 'correct': ..., 'count': ...}
+# Sums over the global batch: {'loss': ..., 'correct': ..., 'count': ...}, and in
+# training 'nonfinite': above 0 where a loss or the gradient is not finite.
 Metrics = dict[str, jax.Array]
 
 
@@ -115,6 +116,8 @@ def train_step(
     gradients = freezing.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
     update, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
     metrics = _sums(logits, losses, batch["label"], jnp.ones(size))
+    finite = jnp.isfinite(metrics["loss"] + optax.tree.norm(gradients))
+    metrics["nonfinite"] = 1.0 - finite
     state = TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, update),

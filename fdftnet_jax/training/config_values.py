@@ -1,0 +1,87 @@
+"""What the values of a run's config may be, checked before any work begins."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+from fdftnet_jax.data import images, toy
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.training import freezing
+
+# Field -> its type, its lowest and its highest value.
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "seed": (int, 0, 2**31 - 1),
+    "batch_size": (int, 1, math.inf),
+    "epochs": (int, 1, math.inf),
+    "patience": (int, 1, math.inf),
+    "data.max_rejected": (float, 0, 1),
+    "data.toy_seed": (int, 0, math.inf),
+    "data.shots": (int, 0, math.inf),
+    "data.size": (int, 1, math.inf),
+    "data.memory_megabytes": (int, 0, math.inf),
+    "data.threads": (int, 0, math.inf),
+    "model.num_blocks": (int, 1, math.inf),
+    "model.num_stages": (int, 1, 4),
+    "model.first_stride": (int, 1, 2),
+    "optimizer.learning_rate": (float, 0, math.inf),
+    "optimizer.momentum": (float, 0, 1),
+    "optimizer.warmup_epochs": (float, 0, math.inf),
+    "optimizer.clip_norm": (float, 0, math.inf),
+    "augment.zoom": (float, 0, 0.99),
+    "augment.rotation": (float, 0, 180),
+    "augment.translation": (int, 0, math.inf),
+    "augment.cutout_alpha": (int, 0, math.inf),
+    "augment.cutout_beta": (int, 1, math.inf),
+}
+
+# Field -> what it may be. Validation selects and test judges: neither may train.
+_CHOICES: dict[str, Iterable[Any]] = {
+    "data.name": ("folder", "toy"),
+    "data.duplicates": ("error", "drop"),
+    "data.family": ("both", *toy.FAMILIES),
+    "data.train_split": ("train", "finetune"),
+    "data.view": images.VIEWS,
+    "model.kind": ("classifier", "fdftnet"),
+    "trainable": freezing.PHASES,
+    "augment.flip": (False, True),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that no run can have.
+
+    Args:
+      config: all fields of `configs/base.py`. (The rules on a folder's paths and the
+        names of backbones are checked where they are used.)
+    """
+    for name, (kind, low, high) in _RANGES.items():
+        value = _value(config, name)
+        number = isinstance(value, int if kind is int else int | float)
+        number = number and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            to = "or more" if high == math.inf else f"to {high}"
+            raise _wrong(name, value, f"{what}, {low} {to}")
+    for name, allowed in _CHOICES.items():
+        if (value := _value(config, name)) not in allowed:
+            raise _wrong(name, value, " or ".join(repr(choice) for choice in allowed))
+
+
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        if part not in value:
+            raise UserError(
+                f"the config has no {name}: start from configs/base.py, whose "
+                "get_config() has every field"
+            )
+        value = value[part]
+    return value
+
+
+def _wrong(name: str, value: Any, expected: str) -> UserError:
+    return UserError(
+        f"{name} is {value!r}: expected {expected}; give it with --config.{name}=VALUE"
+    )

@@ -1,0 +1,86 @@
+"""Looks at each step's numbers as they arrive: sums them, and stops at a NaN."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fdftnet_jax import files
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.training import steps
+
+
+class StepWatch:
+    """Sums the metrics of an epoch's steps, one step behind the devices.
+
+    (Reading a step's numbers waits for them; the next step is already under way.)
+    """
+
+    def __init__(
+        self,
+        sums: dict[str, float],
+        directory: Path,
+        paths: Callable[[Sequence[int]], list[str]],
+    ):
+        """Starts an epoch.
+
+        Args:
+          sums: of the steps that an interrupted process made, {} for none.
+          directory: the workdir, which gets `nonfinite_batch.json`.
+          paths: the files of images, by their index in the training source.
+        """
+        self._sums = {name: np.float32(value) for name, value in sums.items()}
+        self._directory = directory
+        self._paths = paths
+        self._pending: tuple[int, np.ndarray, steps.Metrics] | None = None
+
+    def add(self, step: int, indices: np.ndarray, metrics: steps.Metrics) -> None:
+        """Takes a step's replicated metrics, and looks at those of the step before.
+
+        Args:
+          step: number of the step, from 1.
+          indices: [b] of the images in this process's batch.
+          metrics: of `steps.train_step`, still on the devices.
+
+        Raises:
+          UserError: a loss or a gradient of the step before was not finite.
+        """
+        self._look()
+        self._pending = (step, indices, metrics)
+
+    def sums(self) -> dict[str, float]:
+        """The sums of all steps so far; raises UserError as `add` does."""
+        self._look()
+        return {name: float(value) for name, value in self._sums.items()}
+
+    def _look(self) -> None:
+        if self._pending is None:
+            return
+        step, indices, metrics = self._pending
+        self._pending = None
+        values: dict[str, np.float32] = jax.tree.map(
+            np.float32, steps.unreplicate(metrics)
+        )
+        if values["nonfinite"]:
+            raise self._diverged(step, indices, values)
+        self._sums = {
+            name: self._sums.get(name, np.float32(0)) + value
+            for name, value in values.items()
+        }
+
+    def _diverged(self, step: int, indices: np.ndarray, values: Any) -> UserError:
+        paths = self._paths([int(i) for i in indices])
+        listed = self._directory / "nonfinite_batch.json"
+        loss = float(values["loss"] / values["count"])
+        report = {"step": step, "loss": str(loss), "images": paths}
+        files.write_atomic(listed, json.dumps(report, indent=2) + "\n")
+        what = "gradient" if np.isfinite(loss) else "loss"
+        return UserError(
+            f"the {what} of step {step} is no longer finite (mean loss {loss:g}); its "
+            f"{len(paths)} images are listed in {listed}: {', '.join(paths[:3])}"
+            f"{', ...' if len(paths) > 3 else ''}; the checkpoints end before it; "
+            "start in a new --workdir with a lower --config.optimizer.learning_rate"
+        )

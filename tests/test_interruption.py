@@ -1,0 +1,169 @@
+"""Signals in the middle of a run, and two processes in one workdir."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import small_runs
+
+from fdftnet_jax import files
+from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.training import loop, steps
+from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.training.interruption import Interruption, StopRequestedError
+
+
+def signal_in(monkeypatch, name, call):
+    """Sends SIGTERM to this process in the `call`-th call of a pmapped step."""
+    pmap_steps, calls = steps.pmap_steps, []
+
+    def watched(task):
+        functions = dict(zip(("train", "evaluate"), pmap_steps(task), strict=True))
+        step = functions[name]
+
+        def signalled(*arguments):
+            calls.append(1)
+            if len(calls) == call:
+                signal.raise_signal(signal.SIGTERM)
+            return step(*arguments)
+
+        functions[name] = signalled
+        return functions["train"], functions["evaluate"]
+
+    monkeypatch.setattr(steps, "pmap_steps", watched)
+
+
+# An epoch of the small run has 4 steps and 3 batches of validation.
+@pytest.mark.parametrize(
+    ("name", "call", "saved"),
+    [
+        ("train", 1, 1),
+        ("train", 4, 4),
+        ("train", 6, 6),
+        ("evaluate", 1, 4),
+        ("evaluate", 5, 8),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_as_if_undisturbed(
+    name, call, saved, pretrained, cache_dir, tmp_path, monkeypatch, capsys
+):
+    config = small_runs.config(cache_dir)
+    with monkeypatch.context() as patch:
+        signal_in(patch, name, call)
+        with pytest.raises(Interrupted, match=f"SIGTERM after step {saved}.*same com"):
+            small_runs.run(config, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == saved
+        assert checkpoints.best == (None if saved <= 4 else 4)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    small_runs.run(config, tmp_path)
+    assert f"resuming {tmp_path} after epoch {(saved - 1) // 4}" in (
+        capsys.readouterr().err
+    )
+    small_runs.assert_same(tmp_path, pretrained)
+
+
+def test_signals_at_every_step_end_in_the_undisturbed_run(
+    pretrained, cache_dir, tmp_path, monkeypatch
+):
+    """Also where a process is stopped before it has made a step of its own."""
+    config = small_runs.config(cache_dir)
+    for name in ["train", "evaluate"] * 3:
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            signal_in(patch, name, 1)
+            small_runs.run(config, tmp_path)
+    small_runs.run(config, tmp_path)
+    small_runs.assert_same(tmp_path, pretrained)
+
+
+def test_the_second_signal_quits_at_once():
+    with (
+        Interruption() as interruption,
+        pytest.raises(Interrupted, match="last checkpoint") as caught,
+    ):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StopRequestedError):
+            list(interruption.checked([1]))
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_another_thread_than_the_main_one_trains_without_handlers():
+    entered = []
+
+    def enter():
+        with Interruption() as interruption:
+            entered.append(interruption.signal)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [None]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signalled_command_says_how_to_go_on(number, code, tmp_path, cache_dir):
+    """In a step (saved there) and during the preparation before it."""
+    for phase, message in [
+        ("prepare", "begins again"),
+        ("train", "goes on from there"),
+    ]:
+        process = small_runs.start_marked(cache_dir, tmp_path / "run")
+        small_runs.wait_for(process, phase)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == code, stderr
+        assert message in stderr.splitlines()[-1]
+        assert "Traceback" not in stderr
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest
+
+
+# Locks.
+
+
+def test_a_second_process_is_refused_while_the_first_lives(cache_dir, tmp_path):
+    process = small_runs.start_marked(cache_dir, tmp_path)
+    try:
+        small_runs.wait_for(process, "train")
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(UserError, match=f"process {process.pid} is training in"):
+            small_runs.run(small_runs.config(cache_dir), tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    # A killed one holds nothing.
+    config = small_runs.config(cache_dir, epochs=1)
+    (tmp_path / "config.json").unlink()
+    small_runs.run(config, tmp_path)
+
+
+def test_a_lock_waits_for_its_holder(tmp_path):
+    code = (
+        "import sys, time; from fdftnet_jax import files\n"
+        "with files.lock(sys.argv[1], blocking=True):\n"
+        "    print('held', flush=True); time.sleep(0.5); print('done', flush=True)"
+    )
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match=str(process.pid)):
+            files.lock(path, blocking=False).__enter__()
+        with files.lock(path, blocking=True):
+            assert process.stdout.readline() == "done\n"
+
+
+def test_a_mistake_leaves_no_workdir(cache_dir, tmp_path):
+    with pytest.raises(UserError):
+        loop.train_and_evaluate(
+            small_runs.config(cache_dir, **{"trainable": "head"}), str(tmp_path / "run")
+        )
+    assert not (tmp_path / "run").exists()
