@@ -1,6 +1,7 @@
 """Parameter counts of the paper's tables and of the architectures' publications."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,17 @@ from fdftnet_jax.models.mobilenet_v3 import MBBlockV3, MobileNetHead, SqueezeExc
 BACKBONES = {
     "squeezenet": ((3, 3, 512), 722_496, 723_522),
     "shallownetv3": ((12, 12, 32), 109_344, 4_835_106),
+    "resnet50v2": ((2, 2, 2048), 23_564_800, 23_568_898),
+    "xception": ((2, 2, 2048), 20_861_480, 20_865_578),
+}
+# (name, variant): side of the feature map at 64, 128, 224 and 299.
+SIDES = {
+    ("squeezenet", "keras"): (3, 7, 13, 17),
+    ("squeezenet", "torch"): (3, 7, 13, 18),
+    ("shallownetv3", "keras"): (12, 28, 52, 70),
+    ("resnet50v2", "keras"): (2, 4, 7, 10),
+    ("xception", "keras"): (2, 4, 7, 10),
+    ("xception", "torch"): (2, 4, 7, 10),
 }
 
 
@@ -38,13 +50,13 @@ def _model(backbone, **overrides):
 
 
 def test_every_backbone_is_in_the_table():
-    ours = {
-        name
-        for name, backbone in registry.BACKBONES.items()
-        # Other tests register backbones of their own.
-        if backbone.build.__module__.startswith("fdftnet_jax.")
+    # Other tests register backbones of their own.
+    assert set(registry.PUBLISHED) == BACKBONES.keys()
+    assert SIDES.keys() == {
+        (name, variant)
+        for name in registry.PUBLISHED
+        for variant in registry.BACKBONES[name].variants
     }
-    assert ours == BACKBONES.keys()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -220,7 +232,7 @@ def test_numbers_of_stages_and_blocks(stages, blocks):
 
 
 def test_a_frozen_backbone_runs_as_in_inference():
-    model = _model("shallownetv3")
+    model = _model("shallownetv3", num_blocks=1, num_stages=1)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     variables = model.init(jax.random.key(1), images, train=False)
     rngs = {"dropout": jax.random.key(2)}
@@ -242,17 +254,68 @@ def test_a_frozen_backbone_runs_as_in_inference():
     assert np.abs(released - inference).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_other_image_sizes(name):
-    """Stride 8 in all, and the dense layer of ShallowNetV3 sized accordingly."""
-    features = jax.eval_shape(
-        lambda: registry.get_backbone(name).init_with_output(
-            jax.random.key(0), jnp.zeros((1, 128, 128, 3)), train=False
+@pytest.mark.parametrize(("name", "variant"), SIDES)
+def test_other_image_sizes(name, variant):
+    def out(size, **options):
+        model = registry.get_backbone(name, variant=variant, **options)
+        image = jnp.zeros((1, size, size, 3))
+        return jax.eval_shape(
+            lambda: model.init_with_output(jax.random.key(0), image, train=False)
         )
-    )[0]
-    side = {"squeezenet": 7, "shallownetv3": 28}[name]
-    assert features.shape == (1, side, side, BACKBONES[name][0][2])
-    _init(registry.get_backbone(name, 2), 1, 128, 128, 3, train=False)
+
+    for size, side in zip((64, 128, 224, 299), SIDES[name, variant], strict=True):
+        features, _ = out(size)
+        channels = BACKBONES[name][0][2]
+        assert features.shape == (1, side, side, channels)
+        logits, variables = out(size, num_classes=2)
+        assert logits.shape == (1, 2)
+        if name == "shallownetv3":
+            # Its dense layer takes the whole map.
+            dense = variables["params"]["dense1"]["kernel"]
+            assert dense.shape == (side * side * channels, 1024)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_variants_have_the_same_parameters(name):
+    trees = [
+        _init(
+            registry.get_backbone(name, 2, variant=variant), 1, 64, 64, 3, train=False
+        )
+        for variant in registry.BACKBONES[name].variants
+    ]
+    chex.assert_trees_all_equal_shapes(*trees, trees[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "epsilon"),
+    [("shallownetv3", 1, 1e-3), ("resnet50v2", 49, 1.001e-5), ("xception", 40, 1e-3)],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_every_normalisation_is_told_the_mode_and_the_axis(
+    name, number, epsilon, train
+):
+    found = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm):
+            found.append(context.module)
+        return call(*args, **kwargs)
+
+    model = registry.get_backbone(name, 2, axis_name="batch")
+    with nn.intercept_methods(record):
+        jax.eval_shape(
+            lambda: model.init(
+                {"params": jax.random.key(0), "dropout": jax.random.key(0)},
+                jnp.zeros((2, 64, 64, 3)),
+                train=train,
+            )
+        )
+    settings = {
+        (norm.use_running_average, norm.axis_name, norm.momentum, norm.epsilon)
+        for norm in found
+    }
+    assert settings == {(not train, "batch", 0.9, epsilon)}
+    assert len({norm.name for norm in found}) == number
 
 
 def test_gates():
@@ -292,3 +355,16 @@ def test_unknown_names():
         registry.get_backbone("squeeze")
     with pytest.raises(errors.UserError, match="'classifier' or 'fdftnet'"):
         registry.build({"kind": "other", "backbone": "squeezenet"})
+    with pytest.raises(errors.UserError, match="'tensorflow': it has keras, torch"):
+        registry.get_backbone("xception", variant="tensorflow")
+    with pytest.raises(errors.UserError, match="no variant 'torch': it has keras"):
+        registry.get_backbone("resnet50v2", variant="torch")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "fdftnet"])
+def test_a_configuration_may_name_the_variant(kind):
+    model = {"kind": kind, "backbone": "xception", "variant": "torch"}
+    model |= {"num_blocks": 1, "num_stages": 1, "first_stride": 1}
+    for options, variant in ((model, "torch"), (model | {"variant": "keras"}, "keras")):
+        network = registry.build(options)
+        assert getattr(network, "backbone", network).variant == variant

@@ -82,19 +82,48 @@ def test_other_convolutions_go_to_lax(kernel_shape, groups, dilation):
     )
 
 
+@pytest.mark.parametrize(
+    "padding", ["VALID", "SAME", ((1, 1), (1, 1)), ((0, 2), (1, 0))]
+)
 @pytest.mark.parametrize("window", [2, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(7, 8), (8, 7)])
-def test_max_pool_is_lax(size, stride, window):
-    images = _normal(0, 2, *size, 3)
+def test_max_pool_is_lax(size, stride, window, padding):
+    # Below 0: a padding of zeros would win.
+    images = _normal(0, 2, *size, 3) - 5
 
     def by_lax(x):
         shape = (1, window, window, 1)
         strides = (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, shape, strides, "VALID")
+        pads = padding if isinstance(padding, str) else [(0, 0), *padding, (0, 0)]
+        return lax.reduce_window(x, -jnp.inf, lax.max, shape, strides, pads)
 
-    ours = _value_and_gradients(lambda x: pooling.max_pool(x, window, stride), images)
+    ours = _value_and_gradients(
+        lambda x: pooling.max_pool(x, window, stride, padding), images
+    )
     chex.assert_trees_all_close(ours, _value_and_gradients(by_lax, images), rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("window", [2, 3])
+def test_max_pool_in_ceil_mode(window, stride):
+    """Windows over the border are cut there; none starts beyond it."""
+
+    def spans(length):
+        count = int(np.ceil((length - window) / stride)) + 1
+        starts = [stride * index for index in range(count)]
+        return [slice(start, start + window) for start in starts if start < length]
+
+    for length in range(window, 12):
+        images = _normal(length, 1, length, 7, 2) - 5
+        expected = [
+            [images[:, rows, columns].max((1, 2)) for columns in spans(7)]
+            for rows in spans(length)
+        ]
+        np.testing.assert_array_equal(
+            pooling.max_pool(images, window, stride, "CEIL"),
+            np.moveaxis(np.array(expected), 2, 0),
+        )
 
 
 def _attend_float64(f, g, h):

@@ -2,15 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import own_backbone, squeezenet, xception
 from fdftnet_jax.models.fdftnet import FDFtNet
+from fdftnet_jax.models.resnet_v2 import ResNet50V2
 from fdftnet_jax.models.shallownet import ShallowNetV3
-from fdftnet_jax.models.squeezenet import SqueezeNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,40 +20,87 @@ class Backbone:
     """A registered backbone.
 
     Attributes:
-      build: `(num_classes, axis_name) -> module`; `num_classes=None` makes a module
-        that returns the feature map, [batch, h, w, channels].
+      build: `(num_classes, axis_name) -> module`, with a third argument `variant`
+        where there is more than one; `num_classes=None` makes a module that returns
+        the feature map, [batch, h, w, channels].
       l2: weight of the sum of squared kernels in the pre-training loss.
+      variants: whose details it can follow; the first is the default.
     """
 
     build: Callable[..., nn.Module]
     l2: float = 0.0
+    variants: tuple[str, ...] = ("keras",)
 
 
 BACKBONES: dict[str, Backbone] = {
-    "squeezenet": Backbone(SqueezeNet),
+    "squeezenet": Backbone(squeezenet.SqueezeNet, variants=tuple(squeezenet.VARIANTS)),
     "shallownetv3": Backbone(ShallowNetV3, l2=1e-4),
+    "resnet50v2": Backbone(ResNet50V2),
+    "xception": Backbone(xception.Xception, variants=tuple(xception.VARIANTS)),
 }
+# The package's own, of Table 5.
+PUBLISHED = tuple(BACKBONES)
 # FDFtNet's L2 on the kernels of its own layers (section 4.1 and the released code).
 FDFTNET_L2 = 1e-5
 
 
-def get_backbone(
-    name: str, num_classes: int | None = None, axis_name: str | None = None
-) -> nn.Module:
-    """Makes a registered backbone.
+def register_backbone(
+    name: str, factory: own_backbone.Factory, *, l2: float = 0.0
+) -> None:
+    """Makes a network of your own known as a backbone.
+
+    Without this call, the commands find it by its import path,
+    `--config.model.backbone=MODULE:ATTRIBUTE`.
 
     Args:
-      name: one of `BACKBONES`.
+      name: what to call it, for `get_backbone` and `config.model.backbone`; takes the
+        place of one of your own of that name.
+      factory: a class, or a function, that makes without arguments a Flax module
+        `(images, *, train) -> feature map [batch, height, width, channels]`. For more
+        than one device its normalisation needs the axis of the batch: if the module
+        has an attribute `axis_name`, it is set.
+      l2: weight of the sum of squared kernels in the pre-training loss.
+
+    Raises:
+      UserError: the name is one of the package's, or has characters that the
+        commands give a meaning.
+    """
+    if name in PUBLISHED or not name or set(name) & set(",: "):
+        raise UserError(
+            f"a backbone cannot be registered as {name!r}: give a name without comma, "
+            f"colon and space that is none of {', '.join(PUBLISHED)}"
+        )
+    BACKBONES[name] = _own(factory, name, l2)
+
+
+def get_backbone(
+    name: str,
+    num_classes: int | None = None,
+    axis_name: str | None = None,
+    variant: str = "keras",
+) -> nn.Module:
+    """Makes a backbone.
+
+    Args:
+      name: one of `BACKBONES`, or the import path `module:attribute` of your own.
       num_classes: of its logits; None returns the feature map.
       axis_name: the pmapped axis of the global batch.
+      variant: whose details it follows, 'keras' or 'torch'; imported weights say which
+        they need.
 
     Returns:
       A module `(images, *, train)`.
 
     Raises:
-      UserError: no backbone has that name.
+      UserError: no backbone has that name, or it has no such variant.
     """
-    return _registered(name).build(num_classes=num_classes, axis_name=axis_name)
+    backbone = _registered(name)
+    if variant not in backbone.variants:
+        raise UserError(
+            f"{name} has no variant {variant!r}: it has {', '.join(backbone.variants)}"
+        )
+    options = {"variant": variant} if len(backbone.variants) > 1 else {}
+    return backbone.build(num_classes=num_classes, axis_name=axis_name, **options)
 
 
 def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
@@ -59,20 +108,27 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
 
     Args:
       model: `kind` 'classifier' (the backbone with its own top) or 'fdftnet';
-        `backbone`; for FDFtNet `num_blocks`, `num_stages` and `first_stride`.
+        `backbone`, and its `variant` where that is not 'keras'; for FDFtNet
+        `num_blocks`, `num_stages` and `first_stride`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
       A module `(images, *, train) -> logits [batch, 2]`; real is class 0, fake 1.
 
     Raises:
-      UserError: an unknown kind or backbone.
+      UserError: an unknown kind, backbone or variant.
     """
+    backbone = functools.partial(
+        get_backbone,
+        model["backbone"],
+        axis_name=axis_name,
+        variant=model.get("variant", "keras"),
+    )
     if model["kind"] == "classifier":
-        return get_backbone(model["backbone"], 2, axis_name)
+        return backbone(num_classes=2)
     if model["kind"] == "fdftnet":
         return FDFtNet(
-            get_backbone(model["backbone"], None, axis_name),
+            backbone(),
             num_blocks=model["num_blocks"],
             num_stages=model["num_stages"],
             first_stride=model["first_stride"],
@@ -91,9 +147,18 @@ def l2_weights(model: Mapping[str, Any]) -> dict[str, float]:
     return {"": _registered(model["backbone"]).l2}
 
 
+def _own(factory: own_backbone.Factory, label: str, l2: float = 0.0) -> Backbone:
+    return Backbone(functools.partial(own_backbone.build, factory, label), l2)
+
+
 def _registered(name: str) -> Backbone:
+    if ":" in name:
+        return _own(own_backbone.find(name), name)
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, 1, 0)[0]
         known = ", ".join(sorted(BACKBONES))
-        raise UserError(f"no backbone {name!r}; did you mean {near!r}? known: {known}")
+        raise UserError(
+            f"no backbone {name!r}; did you mean {near!r}? known: {known}; one of your "
+            "own is given as MODULE:ATTRIBUTE"
+        )
     return BACKBONES[name]

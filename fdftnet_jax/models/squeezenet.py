@@ -9,6 +9,13 @@ Departs from the release in how it starts, because without normalisation a run e
 ends with that last ReLU dead and both logits 0: kernels are He-uniform (Glorot's let
 the signal fade over ten layers), and the biases of conv10 start at 1, on the ReLU's
 open side for both classes.
+
+| variant | follows | max-pools |
+|---|---|---|
+| keras | the release, as the paper's Keras code | unpadded |
+| torch | torchvision's squeezenet1_1 | the last window may reach over the border |
+
+Both give the same at 64, 128 and 224 pixels; at 299 the map has 17 or 18 pixels a side.
 """
 
 import flax.linen as nn
@@ -17,6 +24,9 @@ import jax.numpy as jnp
 
 from fdftnet_jax.models.layers import Dropout, HeConv
 from fdftnet_jax.ops.pooling import max_pool
+
+# variant: padding of the max-pools
+VARIANTS = {"keras": "VALID", "torch": "CEIL"}
 
 
 class Fire(nn.Module):
@@ -40,10 +50,12 @@ class SqueezeNet(nn.Module):
     Attributes:
       num_classes: None returns the feature map after fire9.
       axis_name: the pmapped axis of the global batch, for dropout.
+      variant: 'keras' or 'torch', see the table above.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
+    variant: str = "keras"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -56,14 +68,15 @@ class SqueezeNet(nn.Module):
         Returns:
           Logits [batch, num_classes], or the feature map: [batch, 3, 3, 512] at 64x64.
         """
+        padding = VARIANTS[self.variant]
         x = nn.relu(HeConv(64, (3, 3), 2, padding="VALID", name="conv1")(images))
-        x = max_pool(x, 3, 2)
+        x = max_pool(x, 3, 2, padding)
         x = Fire(16, 64, name="fire2")(x)
         x = Fire(16, 64, name="fire3")(x)
-        x = max_pool(x, 3, 2)
+        x = max_pool(x, 3, 2, padding)
         x = Fire(32, 128, name="fire4")(x)
         x = Fire(32, 128, name="fire5")(x)
-        x = max_pool(x, 3, 2)
+        x = max_pool(x, 3, 2, padding)
         x = Fire(48, 192, name="fire6")(x)
         x = Fire(48, 192, name="fire7")(x)
         x = Fire(64, 256, name="fire8")(x)
