@@ -49,6 +49,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.view = "resize"
     # Side of the network's square input, in pixels.
     config.data.size = 64
+    # Scaling of the pixels: 'minus_one_one', 'zero_one' or 'imagenet' (mean and
+    # standard deviation); '' is what the weights of init_from expect, or [-1, 1].
+    config.data.scaling = ""
     # Decoded views of each split are kept in memory up to this many megabytes.
     config.data.memory_megabytes = 2048
     # Reader threads.
@@ -57,7 +60,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     # 'classifier' (the backbone with its own top) or 'fdftnet'.
     config.model.kind = "classifier"
-    # 'squeezenet' or 'shallownetv3'.
+    # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', or MODULE:ATTRIBUTE of
+    # your own.
     config.model.backbone = "squeezenet"
     # fdftnet: N, the number of MBblockV3 on the backbone's features (Table 3).
     config.model.num_blocks = 4
@@ -66,7 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet: stride of the first MBblockV3; the others have 1.
     config.model.first_stride = 1
 
-    # fdftnet: the workdir of a pre-training run, whose best backbone is taken.
+    # Where the backbone comes from: the workdir of an earlier run (its best one), or a
+    # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
+    # .safetensors. '' starts pre-training from new weights; fdftnet needs one.
     config.init_from = ""
     # What is trained: 'all', or 'head' (everything but the backbone).
     config.trainable = "all"

@@ -11,8 +11,10 @@ import dataclasses
 import io
 import os
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,6 +53,9 @@ SUFFIXES = {
 _FORMATS = (*sorted(set(SUFFIXES.values()) - {"TGA"}), "TGA")
 # No picture of Image.MAX_IMAGE_PIXELS needs more bytes for each of them.
 _BYTES_PER_PIXEL = 8
+# A progressive JPEG has some ten scans. Each takes a decoder through the whole picture,
+# however few bytes it has: with thousands, a small file takes hours.
+_MOST_SCANS = 1000
 # Table K.1 of the JPEG standard: the luminance quantisation of quality 50.
 _LUMINANCE = np.array(
     [
@@ -131,6 +136,8 @@ def read(source: bytes | str | os.PathLike) -> Picture:
             return _read(data)
     except Image.UnidentifiedImageError:
         reason = "not in an image format that is read here"
+    except Image.DecompressionBombError:
+        reason = f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read"
     except OSError as error:
         reason = error.strerror or str(error)
     # Pillow reports damaged headers and chunks with exceptions of every kind.
@@ -167,16 +174,16 @@ def _read(data: bytes) -> Picture:
     if not data:
         raise ValueError("empty")
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # Pillow itself only warns up to twice that number.
         number = image.width * image.height
         if Image.MAX_IMAGE_PIXELS is not None and number > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"{image.width}x{image.height} pixels, more than the "
-                f"{Image.MAX_IMAGE_PIXELS:,} that are decoded at most"
-            )
+            raise Image.DecompressionBombError
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("several frames or pages (an animation?)")
-        pixels = _to_rgb(ImageOps.exif_transpose(image))
         found = _format(image)
+        if found == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+            raise ValueError("more scans than a picture has")
+        pixels = _to_rgb(ImageOps.exif_transpose(image))
         if found in _CHECKS:
             _CHECKS[found](image, data)
         tables = getattr(image, "quantization", None)
@@ -190,9 +197,34 @@ def _format(image: Image.Image) -> str:
 
 
 def _check_png(image: Image.Image, data: bytes) -> None:
-    """Compares the checksums of all chunks, which decoding alone does not."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as copy:
-        copy.verify()
+    """Raises ValueError for a wrong checksum, or fewer rows than the header says."""
+    place, kind, packed = 8, b"", bytearray()
+    while kind != b"IEND":
+        size = int.from_bytes(data[place : place + 4], "big")
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
+        place += 12 + size
+        if zlib.crc32(kind + body).to_bytes(4, "big") != data[place - 4 : place]:
+            raise ValueError("a checksum is wrong, or image file is truncated")
+        if kind == b"IHDR":
+            width, height, depth, colours, *_, interlaced = struct.unpack(
+                ">IIBBBBB", body
+            )
+        elif kind == b"IDAT":
+            packed += body
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
+    # Each pass takes every so many pixels from a first one: (row, column), (rows, ...).
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
+        passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    expected = 0
+    for row, column, down, right in passes:
+        rows, columns = -((row - height) // down), -((column - width) // right)
+        if columns > 0:
+            # A row begins with the number of its filter.
+            expected += max(rows, 0) * (1 + -(-columns * bits // 8))
+    if len(zlib.decompressobj().decompress(packed, expected)) < expected:
+        raise ValueError("image file is truncated")
 
 
 def _check_jpeg(image: Image.Image, data: bytes) -> None:
@@ -327,7 +359,26 @@ def _minus_one_one(images: Array) -> Array:
     return images.astype(np.float32) / 127.5 - 1
 
 
-_SCALINGS: dict[str, Callable[[Any], Any]] = {"minus_one_one": _minus_one_one}
+def _zero_one(images: Array) -> Array:
+    return images.astype(np.float32) / 255
+
+
+# Of the red, green and blue of ImageNet's training images, in [0, 1]; PyTorch's models
+# expect images standardised by them.
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def _imagenet(images: Array) -> Array:
+    return (_zero_one(images) - _IMAGENET_MEAN) / _IMAGENET_STD
+
+
+# How pixels in [0, 255] become the network's numbers.
+SCALINGS: dict[str, Callable[[Any], Any]] = {
+    "minus_one_one": _minus_one_one,
+    "zero_one": _zero_one,
+    "imagenet": _imagenet,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +389,7 @@ class Preprocessing:
       view: a key of `VIEWS`; 'resize' stretches the whole image.
       size: side of the network's square input, in pixels.
       filter: 'bilinear', antialiased.
-      scaling: 'minus_one_one', [0, 255] -> [-1, 1].
+      scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
 
     Raises:
       UserError: at construction, if a value is unknown.
@@ -353,7 +404,7 @@ class Preprocessing:
         known: dict[str, dict] = {
             "view": VIEWS,
             "filter": _FILTERS,
-            "scaling": _SCALINGS,
+            "scaling": SCALINGS,
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
@@ -392,9 +443,11 @@ def scale(images: Array, scaling: str = "minus_one_one") -> Array:
 
     Args:
       images: [..., 3] in [0, 255], uint8 or floating point, NumPy or JAX.
-      scaling: 'minus_one_one'.
+      scaling: 'minus_one_one', 'zero_one', or 'imagenet' (ImageNet's mean 0 and
+        standard deviation 1 in each colour).
 
     Returns:
-      [..., 3] float32 in [-1, 1], of the same array library.
+      [..., 3] float32 in [-1, 1], in [0, 1], or in about [-2.2, 2.7], of the same array
+      library.
     """
-    return _SCALINGS[scaling](images)
+    return SCALINGS[scaling](images)

@@ -43,6 +43,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.family": ("both", *toy.FAMILIES),
     "data.train_split": ("train", "finetune"),
     "data.view": images.VIEWS,
+    "data.scaling": ("", *images.SCALINGS),
     "model.kind": ("classifier", "fdftnet"),
     "trainable": freezing.PHASES,
     "augment.flip": (False, True),

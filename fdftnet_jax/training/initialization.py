@@ -1,8 +1,11 @@
-"""Where training starts: new weights, and the backbone of an earlier run."""
+"""Where training starts: new weights, and a backbone from a run or a file."""
 
+import dataclasses
 import functools
 import math
+import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,21 +15,145 @@ import ml_collections
 
 from fdftnet_jax.data import images, splits
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import registry
+from fdftnet_jax.models import pretrained, registry
 from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+      variant: of the backbone (see `registry.get_backbone`).
+      scaling: of the images (see `images.scale`).
+      trained_on: every data set of ours that the backbone has seen, the latest first.
+      weights: the file that the backbone comes from in the end (see
+        `pretrained.WeightsInfo`), None where it was trained from new weights.
+      backbone: its `params` and `batch_stats`, None for new ones.
+      path: where the backbone was read.
+    """
+
+    variant: str = "keras"
+    scaling: str = "minus_one_one"
+    trained_on: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    weights: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = None
+    path: str = ""
+
+    @classmethod
+    def of(cls, meta: dict[str, Any], *, own: bool) -> "Start":
+        """By a checkpoint's description, without its arrays.
+
+        Args:
+          meta: the description.
+          own: whether the run goes on itself, or another starts from it.
+        """
+        return cls(
+            variant=meta["model"]["variant"],
+            scaling=meta["preprocessing"]["scaling"],
+            trained_on=meta["trained_on"][1 if own else 0 :],
+            weights=meta["weights"],
+        )
+
+
+def start(config: ml_collections.ConfigDict) -> Start:
+    """Reads what `config.init_from` names: a run's workdir or a file of weights.
+
+    Raises:
+      UserError: there is no such run or file, it does not fit the config, or FDFtNet
+        would be without a pre-trained backbone.
+    """
+    if not config.init_from:
+        if config.model.kind == "fdftnet":
+            raise UserError(
+                "FDFtNet starts from a pre-trained backbone: give the workdir of "
+                "experiments.pretrain, or a file of weights, with "
+                "--config.init_from=PATH"
+            )
+        found = Start()
+    elif pretrained.is_weights_file(config.init_from):
+        params, batch_stats, info = pretrained.load(
+            os.path.abspath(config.init_from), config.model.backbone
+        )
+        found = Start(
+            variant=info.variant,
+            scaling=info.scaling,
+            weights=dataclasses.asdict(info),
+            backbone={"params": params, "batch_stats": batch_stats},
+            path=config.init_from,
+        )
+    else:
+        return _run(config)
+    # The scaling of weights from elsewhere is what their kind expects; theirs may not.
+    return dataclasses.replace(found, scaling=config.data.scaling or found.scaling)
+
+
+def _run(config: ml_collections.ConfigDict) -> Start:
+    with Checkpoints(config.init_from) as checkpoints:
+        meta, variables = checkpoints.load_meta(), checkpoints.load_variables()
+        latest = checkpoints.load_meta(checkpoints.latest)
+    name = meta["model"]["backbone"]
+    if name != config.model.backbone:
+        raise UserError(
+            f"{config.init_from} holds the backbone {name!r}, the config asks for "
+            f"{config.model.backbone!r}: use the config of the same backbone"
+        )
+    trained = images.Preprocessing.from_dict(meta["preprocessing"])
+    wanted = preprocessing(config, config.data.scaling or trained.scaling)
+    if trained != wanted:
+        raise UserError(
+            f"{config.init_from} was trained on {trained.to_dict()}, the config asks "
+            f"for {wanted.to_dict()}: use the same view, size and scaling"
+        )
+    if not latest["progress"]["finished"]:
+        warnings.warn(
+            f"{config.init_from} has not finished: taking its best backbone so far",
+            stacklevel=3,
+        )
+    for run in meta["trained_on"]:
+        _check_same_splits(run, config)
+    if meta["model"]["kind"] == "fdftnet":
+        variables = {name: tree.get("backbone", {}) for name, tree in variables.items()}
+    return dataclasses.replace(
+        Start.of(meta, own=False), backbone=variables, path=config.init_from
+    )
+
+
+def preprocessing(
+    config: ml_collections.ConfigDict, scaling: str
+) -> images.Preprocessing:
+    """The record of how images become the input of the config's network."""
+    return images.Preprocessing(
+        view=config.data.view, size=config.data.size, scaling=scaling
+    )
 
 
 def initialise(
     model: nn.Module,
-    config: ml_collections.ConfigDict,
-    preprocessing: images.Preprocessing,
+    described: Mapping[str, Any],
+    *,
+    size: int,
+    seed: int,
+    start: Start,
 ) -> dict[str, Any]:
-    """The network's initial `params` and `batch_stats`, on the host."""
-    image = jnp.zeros((1, preprocessing.size, preprocessing.size, 3))
-    rng = jax.random.key(config.seed)
-    backbone = registry.get_backbone(config.model.backbone)
+    """The network's initial `params` and `batch_stats`, on the host.
+
+    Args:
+      model: the network.
+      described: what `registry.build` made it from.
+      size: of the images, in pixels.
+      seed: of the new weights.
+      start: its backbone takes the place of a new one, without classification layers.
+
+    Raises:
+      UserError: the images are too small for the backbone, or that of `start` does not
+        fit.
+    """
+    image = jnp.zeros((1, size, size, 3))
+    rng = jax.random.key(seed)
+    backbone = registry.get_backbone(described["backbone"], variant=start.variant)
     try:
-        features, _ = jax.eval_shape(
+        features, expected = jax.eval_shape(
             functools.partial(backbone.init_with_output, train=False), rng, image
         )
         left = math.prod(features.shape)
@@ -35,80 +162,21 @@ def initialise(
         left = 0
     if left == 0:
         raise UserError(
-            f"images of {preprocessing.size} pixels are too small for "
-            f"{config.model.backbone}, no feature map is left: give a larger "
-            "--config.data.size"
+            f"images of {size} pixels are too small for {described['backbone']}, no "
+            "feature map is left: give a larger --config.data.size"
         )
-    variables = jax.jit(functools.partial(model.init, train=False))(rng, image)
-    return {"batch_stats": {}} | jax.device_get(variables)
-
-
-def _load_backbone(
-    config: ml_collections.ConfigDict, preprocessing: images.Preprocessing
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The best variables of the backbone in `config.init_from`, and what they saw."""
-    if not config.init_from:
-        raise UserError(
-            "FDFtNet starts from a pre-trained backbone: give the workdir of "
-            "experiments.pretrain with --config.init_from=PATH"
-        )
-    with Checkpoints(config.init_from) as checkpoints:
-        meta, saved = checkpoints.load_meta(), checkpoints.load_variables()
-        latest = checkpoints.load_meta(checkpoints.latest)
-    name = meta["model"]["backbone"]
-    if name != config.model.backbone:
-        raise UserError(
-            f"{config.init_from} holds the backbone {name!r}, the config asks for "
-            f"{config.model.backbone!r}: use the config of the same backbone"
-        )
-    if meta["preprocessing"] != preprocessing.to_dict():
-        raise UserError(
-            f"{config.init_from} was trained on {meta['preprocessing']}, the config "
-            f"asks for {preprocessing.to_dict()}: use the same view and size"
-        )
-    if not latest["progress"]["finished"]:
-        warnings.warn(
-            f"{config.init_from} has not finished: taking its best backbone so far",
-            stacklevel=2,
-        )
-    for run in meta["trained_on"]:
-        _check_same_splits(run, config)
-    if meta["model"]["kind"] == "fdftnet":
-        saved = {name: tree.get("backbone", {}) for name, tree in saved.items()}
-    return saved, meta["trained_on"]
-
-
-def with_backbone(
-    variables: dict[str, Any],
-    config: ml_collections.ConfigDict,
-    preprocessing: images.Preprocessing,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Puts the pre-trained backbone of `config.init_from` in the place of a new one.
-
-    Args:
-      variables: of FDFtNet.
-      config: of the run.
-      preprocessing: of the run; the backbone's must be the same.
-
-    Returns:
-      The variables with that backbone, and the data sets that it was trained on.
-
-    Raises:
-      UserError: no such run, or one that does not fit.
-    """
-    backbone, trained_on = _load_backbone(config, preprocessing)
-    found = {}
-    for collection, tree in variables.items():
-        expected = tree.get("backbone", {})
-        # The classification layers are cut off.
-        layers = {
-            name: layer
-            for name, layer in backbone[collection].items()
-            if name in expected
-        }
-        check_fits(layers, expected, f"the backbone in {config.init_from}")
-        found[collection] = {**tree, "backbone": layers} if layers else tree
-    return found, trained_on
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = {"batch_stats": {}} | jax.device_get(init(rng, image))
+    if start.backbone is not None:
+        for collection, layers in expected.items():
+            found = start.backbone[collection]
+            found = {name: found[name] for name in found if name in layers}
+            check_fits(found, layers, f"the backbone in {start.path}")
+            tree = variables[collection]
+            if described["kind"] == "fdftnet":
+                tree = tree["backbone"]
+            tree.update(found)
+    return variables
 
 
 def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:

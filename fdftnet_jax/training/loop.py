@@ -87,21 +87,26 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             return
 
     # Model, before the data: a mistake in the config shows before a long preparation.
-    preprocessing = images.Preprocessing(view=config.data.view, size=config.data.size)
-    model = registry.build(config.model, axis_name=steps.AXIS)
-    variables = initialization.initialise(model, config, preprocessing)
+    if saved is None:
+        start = initialization.start(config)
+    else:
+        start = initialization.Start.of(saved, own=True)
+    preprocessing = initialization.preprocessing(config, start.scaling)
+    described = {**config.model.to_dict(), "variant": start.variant}
+    model = registry.build(described, axis_name=steps.AXIS)
+    variables = initialization.initialise(
+        model, described, size=config.data.size, seed=config.seed, start=start
+    )
     mask = freezing.trainable_mask(variables["params"], config.trainable)
     apply = model.apply
-    pretrained_on: list[dict[str, Any]] = []
-    if config.model.kind == "fdftnet":
-        if config.trainable == "all":
-            apply = functools.partial(model.apply, train_backbone=True)
-        if saved is None:
-            variables, pretrained_on = initialization.with_backbone(
-                variables, config, preprocessing
-            )
-        else:
-            pretrained_on = saved["trained_on"][1:]
+    if config.model.kind == "fdftnet" and config.trainable == "all":
+        apply = functools.partial(model.apply, train_backbone=True)
+    if start.weights and saved is None:
+        left_out = ", ".join(start.weights["left_out"]) or "nothing"
+        _say(
+            f"backbone of {start.weights['path']}, images scaled as {start.scaling}; "
+            f"left out of the file: {left_out}"
+        )
 
     # Data.
     dataset = forgery_faces.prepare(
@@ -131,7 +136,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         apply=apply,
         scale=functools.partial(images.scale, scaling=preprocessing.scaling),
         augment=_augmentation(config.augment),
-        l2=registry.l2_weights(config.model),
+        l2=registry.l2_weights(described),
         optimizer=optimizer.create(config.optimizer, schedule, mask),
         mask=mask,
         seed=config.seed,
@@ -148,7 +153,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     # Restore.
     checkpoints = Checkpoints(workdir, create=True)
     meta = {
-        "model": config.model.to_dict(),
+        "model": described,
         "preprocessing": preprocessing.to_dict(),
         "labels": splits.CLASSES,
         # Every data set that the weights have seen, this run's own first.
@@ -158,8 +163,9 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
                 "dataset": fingerprint,
                 "directory": dataset.directory,
             },
-            *pretrained_on,
+            *start.trained_on,
         ],
+        "weights": start.weights,
     }
     if saved is not None:
         began_with = saved["trained_on"][0]["dataset"]
@@ -229,7 +235,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         # What was wrong with the config has shown by now.
         run_files.write_config(config, directory)
         while not progress.finished:
-            start = time.perf_counter()
+            began = time.perf_counter()
             steps_before = progress.steps
             watch = StepWatch(progress.sums, directory, paths)
             try:
@@ -242,7 +248,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
                     watch.add(step, batch["index"], metrics)
                     bar.update()
                 progress.sums = watch.sums()
-                seconds = time.perf_counter() - start
+                seconds = time.perf_counter() - began
                 validation, _ = steps.evaluate(
                     p_eval_step,
                     {"params": state.params, "batch_stats": state.batch_stats},
@@ -277,7 +283,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             bar.set_postfix(
                 loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
             )
-            _say(_line(row, progress, config.epochs, time.perf_counter() - start))
+            _say(_line(row, progress, config.epochs, time.perf_counter() - began))
     _say(
         f"finished after {progress.epoch} epochs; best validation loss "
         f"{progress.best_loss:.4f} in epoch {progress.best_epoch}; next: "
