@@ -3,6 +3,7 @@ import pytest
 
 from configs import base, finetune, pretrain
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
 from fdftnet_jax.training import config_values
 
 
@@ -18,7 +19,7 @@ def changed(name, value):
     [
         make(f"{backbone},{data}{paper}")
         for make in (pretrain.get_config, finetune.get_config)
-        for backbone in ("squeezenet", "shallownetv3")
+        for backbone in registry.PUBLISHED
         for data in ("folder", "toy")
         for paper in ("", ",paper")
     ],

@@ -7,6 +7,7 @@ import pytest
 
 import fdftnet_jax
 from configs import base, finetune, pretrain
+from fdftnet_jax.models import registry
 
 PACKAGE = Path(fdftnet_jax.__file__).parent
 
@@ -108,7 +109,7 @@ FINE_TUNING = {
     ("module", "own"), [(pretrain, PRETRAINING), (finetune, FINE_TUNING)]
 )
 @pytest.mark.parametrize("data", ["folder", "toy"])
-@pytest.mark.parametrize("backbone", ["squeezenet", "shallownetv3"])
+@pytest.mark.parametrize("backbone", registry.PUBLISHED)
 def test_paper_configs_follow_section_4_1(module, own, data, backbone):
     config = flat(module.get_config(f"{backbone},{data},paper"))
     expected = {

@@ -167,6 +167,11 @@ def initialise(
         )
     init = jax.jit(functools.partial(model.init, train=False))
     variables = {"batch_stats": {}} | jax.device_get(init(rng, image))
+    if other := set(variables) - {"params", "batch_stats"}:
+        raise UserError(
+            f"{described['backbone']} has variables {sorted(other)}: expected only "
+            "params and batch_stats, which are all that training keeps"
+        )
     if start.backbone is not None:
         for collection, layers in expected.items():
             found = start.backbone[collection]
