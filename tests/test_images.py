@@ -8,7 +8,7 @@ from concurrent import futures
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
@@ -234,9 +234,65 @@ def test_a_phone_s_several_pictures_in_one_jpeg_are_its_first():
     assert picture.format == "JPEG"
 
 
-def test_a_wrong_checksum_is_noticed():
-    data = bytearray(encode(photograph(), "PNG", compress_level=0))
-    data[len(data) // 2] ^= 1
+def interlaced_png(pixels, missing=0):
+    """Pillow cannot write one; [h, w] uint8, without the last `missing` bytes."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
+    passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = b""
+    for row, column, down, right in passes:
+        part = pixels[row::down, column::right]
+        rows += b"".join(b"\0" + line.tobytes() for line in part if part.size)
+    height, width = pixels.shape
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows[: len(rows) - missing]))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (8, 8), (17, 31), (60, 9)])
+def test_an_interlaced_png(shape):
+    pixels = noise(*shape)[..., 0]
+    read = images.decode(interlaced_png(pixels))
+    np.testing.assert_array_equal(read, np.repeat(pixels[..., None], 3, axis=-1))
+    # Pillow leaves black what is missing, where that is whole rows of a pass.
+    for missing in range(1, pixels.size):
+        with pytest.raises(images.ImageError, match="truncated"):
+            images.decode(interlaced_png(pixels, missing))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("width", [1, 7, 9])
+def test_a_png_of_every_depth_has_as_many_rows_as_it_says(mode, width):
+    picture = Image.fromarray(noise(5, width)).convert(mode if mode != "I;16" else "I")
+    if mode == "I;16":
+        picture = Image.fromarray(noise(5, width)[..., 0].astype(np.uint16))
+    for bits in (1, 2, 4) if mode == "P" else (None,):
+        data = encode(picture, **({"bits": bits} if bits else {}))
+        assert images.decode(data).shape == (5, width, 3)
+        # One row more, which Pillow leaves black.
+        header = data[12:20] + struct.pack(">I", 6) + data[24:29]
+        more = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+        with Image.open(io.BytesIO(more)) as image:
+            image.load()
+        with pytest.raises(images.ImageError, match="truncated"):
+            images.decode(more)
+
+
+@pytest.mark.parametrize("chunk", [b"IDAT", b"tEXt"])
+def test_a_wrong_checksum_is_noticed(chunk):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "none")
+    data = bytearray(encode(photograph(), pnginfo=text))
+    start = data.index(chunk)
+    data[start + 4 + int.from_bytes(data[start - 4 : start], "big")] ^= 1
     with pytest.raises(images.ImageError):
         images.decode(bytes(data))
 
@@ -307,6 +363,39 @@ def test_more_pixels_than_are_decoded_at_most(monkeypatch):
     for shape in ((65, 48), (500, 500)):
         with pytest.raises(images.ImageError, match="pixels"):
             images.decode(encode(photograph(*shape)))
+
+
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}])
+def test_a_jpeg_2000_that_ends_before_its_data(options):
+    data = encode(photograph(), "JPEG2000", **options)
+    start = data.index(b"\xff\x93")
+    for end in range(start - 20, start + 20):
+        # Pillow shows black where the header is whole and nothing follows.
+        with pytest.raises(images.ImageError):
+            images.decode(data[:end])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [struct.error, EOFError, KeyError, MemoryError, OverflowError, zlib.error],
+)
+def test_whatever_pillow_raises_is_an_image_error(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(images, "_to_rgb", fail)
+    with pytest.raises(images.ImageError, match=r"cannot read .* bytes: damaged"):
+        images.decode(encode(photograph()))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded(monkeypatch):
+    data = encode(photograph(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    monkeypatch.setattr(
+        images, "_to_rgb", lambda _: pytest.fail("decoded before the check")
+    )
+    with pytest.raises(images.ImageError, match="more scans than a picture has"):
+        images.decode(data[:-2] + 2000 * last + data[-2:])
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):

@@ -121,15 +121,13 @@ class FaceDataset:
         self.splits = {split: len(e) for split, e in config.examples.items()}
         self._builder = builder
 
-    @property
-    def fingerprint(self):  # TRANSITION
-        dataset = self
+    def fingerprint(self, splits: Sequence[str]) -> str:
+        """A hash of what is in these splits: it differs wherever that does.
 
-        class Both(str):
-            def __call__(self, splits: Sequence[str]) -> str:
-                return dataset._builder.builder_config.fingerprint(splits)
-
-        return Both(self._builder.builder_config.fingerprint(SPLITS))
+        Args:
+          splits: any of the splits; one that is not there counts as empty.
+        """
+        return self._builder.builder_config.fingerprint(splits)
 
     def source(self, split: str) -> Records:
         """Opens a split, or 'all' of them one after another.
@@ -231,7 +229,7 @@ def prepare(
         check_split(config, split)
     for split in config.expected:
         real, fake = _count(config, split)
-        if not ((real and fake) or only_needed or split in needed):
+        if not ((real and fake) or only_needed):
             warnings.warn(
                 f"the split {split!r} of {config.title} cannot be used: it has {real} "
                 f"real and {fake} fake images",
@@ -250,15 +248,14 @@ def _prepared(config: FacesConfig, cache: Path) -> ForgeryFaces:
         if (builder := build()).is_prepared():
             return builder
         folder = entry(cache, config.name)
-        with caches.writing("the prepared images", cache, config.size):
+        with caches.writing("the prepared images", cache, config.size * 11 // 10):
             folder.mkdir(parents=True, exist_ok=True)
             with caches.exclusive(folder / ".lock"):
-                # Whoever held the lock may have finished.
-                if not build().is_prepared():
-                    # Nobody else is writing: these are of processes that were killed.
-                    for leftover in folder.glob("incomplete.*"):
-                        shutil.rmtree(leftover)
-                    build().download_and_prepare()
+                # Nobody else is writing: these are of processes that were killed.
+                for leftover in folder.glob("incomplete.*"):
+                    shutil.rmtree(leftover)
+                # Nothing is left to do where whoever held the lock has finished.
+                build().download_and_prepare()
         # A fresh builder knows only what the files say.
         return build()
 

@@ -11,17 +11,15 @@ import dataclasses
 import io
 import os
 import stat
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageOps
 
+from fdftnet_jax.data import damage
 from fdftnet_jax.errors import UserError
 
 # A NumPy or a JAX array: this module needs no JAX.
@@ -184,8 +182,7 @@ def _read(data: bytes) -> Picture:
         if found == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
             raise ValueError("more scans than a picture has")
         pixels = _to_rgb(ImageOps.exif_transpose(image))
-        if found in _CHECKS:
-            _CHECKS[found](image, data)
+        damage.check(found, image, data)
         tables = getattr(image, "quantization", None)
         quality = _jpeg_quality(tables[min(tables)]) if tables else None
         return Picture(pixels, found, quality)
@@ -194,83 +191,6 @@ def _read(data: bytes) -> Picture:
 def _format(image: Image.Image) -> str:
     # Pillow calls a JPEG with further pictures behind it by a name of its own.
     return "JPEG" if image.format == "MPO" else str(image.format)
-
-
-def _check_png(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for a wrong checksum, or fewer rows than the header says."""
-    place, kind, packed = 8, b"", bytearray()
-    while kind != b"IEND":
-        size = int.from_bytes(data[place : place + 4], "big")
-        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
-        place += 12 + size
-        if zlib.crc32(kind + body).to_bytes(4, "big") != data[place - 4 : place]:
-            raise ValueError("a checksum is wrong, or image file is truncated")
-        if kind == b"IHDR":
-            width, height, depth, colours, *_, interlaced = struct.unpack(
-                ">IIBBBBB", body
-            )
-        elif kind == b"IDAT":
-            packed += body
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
-    # Each pass takes every so many pixels from a first one: (row, column), (rows, ...).
-    passes = [(0, 0, 1, 1)]
-    if interlaced:
-        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
-        passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    expected = 0
-    for row, column, down, right in passes:
-        rows, columns = -((row - height) // down), -((column - width) // right)
-        if columns > 0:
-            # A row begins with the number of its filter.
-            expected += max(rows, 0) * (1 + -(-columns * bits // 8))
-    if len(zlib.decompressobj().decompress(packed, expected)) < expected:
-        raise ValueError("image file is truncated")
-
-
-def _check_jpeg(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for what libjpeg only warns of, and Pillow does not pass on."""
-    colours = simplejpeg.decode_jpeg_header(data)[2]
-    # At 1/8 of the size: this is about the entropy code, not the pixels.
-    simplejpeg.decode_jpeg(
-        data,
-        "CMYK" if colours in ("CMYK", "YCCK") else "GRAY",
-        min_height=1,
-        min_width=1,
-    )
-
-
-def _check_tiff(image: Any, data: bytes) -> None:
-    """Raises ValueError where a strip or tile is missing, or a JPEG in it damaged."""
-    tags = image.tag_v2
-    width, height = tags[256], tags[257]
-    if 324 in tags:
-        offsets, sizes = tags[324], tags[325]
-        parts = -(-width // tags[322]) * -(-height // tags[323])
-    else:
-        offsets, sizes = tags[273], tags[279]
-        parts = -(-height // min(tags.get(278, height), height))
-    planar = tags.get(284, 1) == 2
-    if len(offsets) < parts * (tags.get(277, 1) if planar else 1):
-        raise ValueError("a part of the picture is missing")
-    if tags.get(259) == 7:
-        # The tables that all parts share end with a marker, the parts begin with one.
-        tables = tags.get(347, b"\xff\xd8\xff\xd9")[:-2]
-        for offset, size in zip(offsets, sizes, strict=True):
-            _check_jpeg(image, tables + data[offset + 2 : offset + size])
-
-
-def _check_jpeg2000(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError unless the code stream has data and an end."""
-    if not 0 <= data.find(b"\xff\x93") < data.rfind(b"\xff\xd9"):
-        raise ValueError("image file is truncated")
-
-
-_CHECKS: dict[str, Callable[[Any, bytes], None]] = {
-    "JPEG": _check_jpeg,
-    "JPEG2000": _check_jpeg2000,
-    "PNG": _check_png,
-    "TIFF": _check_tiff,
-}
 
 
 def _jpeg_quality(table: list[int]) -> int:

@@ -218,8 +218,8 @@ class FolderConfig(FacesConfig):
         )
         if self.duplicates == "drop":
             _warn(
-                f"left out {len(gone)} images of {self.dir} whose picture is in the "
-                f"other class or another split too; they are in {report}"
+                f"left out {len(gone)} of the images of {self.dir}, whose picture is "
+                f"in the other class or another split too; they are in {report}"
             )
             return
         first = found[0].images[0]
@@ -245,10 +245,10 @@ class FolderConfig(FacesConfig):
         if found:
             more = " or more" if len(found) == leaks.MOST_TWINS else ""
             _warn(
-                f"{len(found)}{more} pairs of images of {self.dir} look alike and are "
-                f"in different splits, which flatters what is measured on the later "
-                f"one; they are in {report}; one config.data.group_by for both keeps "
-                "them together"
+                f"images of {self.dir} that look alike are in different splits "
+                f"({len(found)}{more} by pairs, listed in {report}), which flatters "
+                "what is measured on the later split; keep them together by a "
+                "config.data.group_by that gives both the same group"
             )
 
     def _report_shortcuts(self, placed: list[leaks.Placed]) -> None:
