@@ -519,3 +519,19 @@ def test_scale(library, dtype):
     scaled = images.scale(pixels)
     assert type(scaled) is type(pixels) and scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [[-1, -0.6, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "black", "white"),
+    [
+        ("zero_one", [0, 0, 0], [1, 1, 1]),
+        # (0 - mean) / std and (1 - mean) / std of ImageNet, by hand.
+        ("imagenet", [-2.1179, -2.0357, -1.8044], [2.2489, 2.4286, 2.6400]),
+    ],
+)
+def test_other_scalings(scaling, black, white):
+    pixels = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
+    for given in (pixels, jnp.asarray(pixels, jnp.float32)):
+        scaled = images.scale(given, scaling)
+        assert scaled.dtype == np.float32
+        np.testing.assert_allclose(scaled[0], [black, white], atol=5e-5)
