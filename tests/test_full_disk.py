@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_while_a_run_saves(free, tmp_path, cache_dir):
     )
     assert ended.returncode == 2, ended.stderr
     error = ended.stderr.splitlines()[-1]
-    assert error.startswith("error: cannot write a checkpoint and the history of the run to")
+    assert error.startswith("error: cannot write a checkpoint and the history of")
     assert "MB are needed" in error and "MB are free" in error
     assert "give the same command again" in error
     assert "Traceback" not in ended.stderr
