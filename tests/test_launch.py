@@ -31,14 +31,18 @@ def start(*arguments):
             "no config key 'optimizer.learnig_rate'; did you mean "
             "--config.optimizer.learning_rate?",
         ),
-        ("pretrain", ["--config.epochs=many"], "--config.epochs=many: invalid literal"),
+        (
+            "pretrain",
+            ["--config.epochs=many"],
+            "epochs is 'many': expected a whole number",
+        ),
         (
             "pretrain",
             ["--config=configs/pretrain.py:squeezenet"],
             "config argument 'squeezenet': expected BACKBONE,DATA",
         ),
         ("pretrain", ["--config=configs/pretrian.py"], "no config file"),
-        ("finetune", [], "give the workdir of experiments.pretrain with --config.init"),
+        ("finetune", [], "give the workdir of experiments.pretrain, or a file"),
         (
             "pretrain",
             [

@@ -115,8 +115,9 @@ def unprivileged(tmp_path):
         yield
         return
     # pytest's folders are the privileged user's alone.
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o005:
+            folder.chmod(0o755)
     os.seteuid(65534)
     yield
     os.seteuid(0)
