@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
 from fdftnet_jax.ops import attention, convolution, pooling
 
@@ -101,7 +101,9 @@ def test_max_pool_is_lax(size, stride, window, padding):
     ours = _value_and_gradients(
         lambda x: pooling.max_pool(x, window, stride, padding), images
     )
-    chex.assert_trees_all_close(ours, _value_and_gradients(by_lax, images), rtol=1e-6)
+    chex.assert_trees_all_close(
+        ours, _value_and_gradients(by_lax, images), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -169,3 +171,100 @@ def test_attention_rows_sum_to_one():
     chex.assert_trees_all_close(jnp.sum(beta, -1), jnp.ones((2, 9)), atol=1e-6)
     # Only one of the two sums is 1: a transposed map would be seen here.
     assert np.abs(np.asarray(beta).sum(-2) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 1), (1, 2))])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(3, 3), (4, 5)])
+def test_a_convolution_to_a_few_pixels_is_lax(size, stride, padding):
+    images, kernel = _normal(0, 2, *size, 6), _normal(1, 3, 3, 6, 10)
+
+    def by(conv):
+        return lambda x, k: conv(
+            x, k, (stride, stride), padding, dimension_numbers=DIMENSIONS
+        )
+
+    ours = _value_and_gradients(by(convolution.conv_general_dilated), images, kernel)
+    lax_ = _value_and_gradients(by(lax.conv_general_dilated), images, kernel)
+    chex.assert_trees_all_close(ours, lax_, atol=2e-5, rtol=1e-5)
+
+
+def test_ties_of_a_max_pool_share_the_gradient():
+    """Every window gives its gradient away once, in equal shares."""
+    images = jnp.zeros((1, 5, 5, 1)).at[0, 2, 2, 0].set(1)
+    weights = np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 2, 2, 1)
+
+    def pooled(x):
+        return jnp.sum(pooling.max_pool(x, 3, 2) * weights)
+
+    # The middle is in all four windows and wins each alone.
+    expected = np.zeros((5, 5))
+    expected[2, 2] = 10
+    np.testing.assert_allclose(jax.grad(pooled)(images)[0, :, :, 0], expected)
+    gradient = jax.grad(pooled)(jnp.zeros((1, 5, 5, 1)))[0, :, :, 0]
+    assert gradient.sum() == pytest.approx(10, rel=1e-6)
+    np.testing.assert_allclose(gradient[0, 0], 1 / 9, rtol=1e-6)
+    np.testing.assert_allclose(gradient[2, 2], 10 / 9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [1100, 2048])
+def test_attention_in_blocks_is_the_batched_form(positions):
+    """More positions than one block holds, and a last block that is not full."""
+    fgh = _normal(0, 2, positions, 4), _normal(1, 2, positions, 4)
+    fgh = (*fgh, _normal(2, 2, positions, 8))
+
+    def batched(f, g, h):
+        return attention.attention_map(f, g) @ h
+
+    ours = _value_and_gradients(attention.attend, *fgh)
+    chex.assert_trees_all_close(
+        ours, _value_and_gradients(batched, *fgh), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_attention_never_holds_a_map():
+    """At 16,384 positions, one image: the map alone would be a gigabyte."""
+    shapes = [jax.ShapeDtypeStruct((1, 128 * 128, c), jnp.float32) for c in (4, 4, 32)]
+
+    def loss(f, g, h):
+        return jnp.sum(attention.attend(f, g, h))
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 100e6
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (attention.attend, [("b", 9, 2), ("b", 9, 2), ("b", 9, 4)]),
+        (lambda x: pooling.max_pool(x, 3, 2, "SAME"), [("b", 9, 8, 4)]),
+        (
+            lambda x, k: convolution.depthwise_conv(x, k, (1, 1), ((1, 1), (1, 1))),
+            [("b", 9, 8, 4), (3, 3, 4)],
+        ),
+        (convolution.pointwise_conv, [("b", 9, 8, 4), (4, 5)]),
+    ],
+)
+def test_everything_exports_with_a_symbolic_batch(function, shapes):
+    """Values and gradients, for all platforms, on any of them."""
+    scope = export.SymbolicScope()
+    arguments = [
+        jax.ShapeDtypeStruct(
+            tuple(export.symbolic_shape(str(n), scope=scope)[0] for n in shape),
+            jnp.float32,
+        )
+        for shape in shapes
+    ]
+    numbers = tuple(range(len(shapes)))
+    both = jax.jit(
+        lambda *a: (
+            function(*a),
+            jax.grad(lambda *a: jnp.sum(function(*a)), numbers)(*a),
+        )
+    )
+    exported = export.export(both, platforms=["cpu", "cuda", "tpu"])(*arguments)
+    concrete = [
+        _normal(index, *(3 if n == "b" else n for n in shape))
+        for index, shape in enumerate(shapes)
+    ]
+    chex.assert_trees_all_close(exported.call(*concrete), both(*concrete), atol=1e-6)

@@ -1,17 +1,20 @@
 """Self-attention over image positions (FDFtNet Eq. 1-2), unscaled dot products.
 
-Images are taken one at a time: at 1,024 positions one image's map stays in cache, a
-batch of maps does not. The backward pass computes the map again, a block of queries at
-a time and transposed, which leaves XLA plain matrix products where its own gradient
-has transposed ones.
+Neither pass ever holds a whole map: queries are taken a block at a time against all
+keys, so that memory grows with the number of positions and not with its square. The
+backward pass computes each block of the map again, transposed, which leaves XLA plain
+matrix products where its own gradient has transposed ones.
 """
+
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Queries in a block of the backward pass: 128 x 1,024 floats are half a megabyte.
+# Queries in a block: 128 x 1,024 floats are half a megabyte and stay in cache.
 _BLOCK = 128
+# Positions whose whole map stays in cache, 4 MB; the forward pass needs no blocks.
+_WHOLE = 1024
 
 
 def attention_map(f: jax.Array, g: jax.Array) -> jax.Array:
@@ -39,7 +42,40 @@ def attend(f: jax.Array, g: jax.Array, h: jax.Array) -> jax.Array:
     Returns:
       [batch, positions, channels].
     """
-    return lax.map(lambda fgh: attention_map(*fgh[:2]) @ fgh[2], (f, g, h))
+    return _over_images(_attend_one, f, g, h)
+
+
+def _over_images(function, *arrays):
+    """One image at a time on a CPU, whose cache holds one image's work; else all."""
+    return lax.platform_dependent(
+        *arrays,
+        cpu=lambda *arrays: lax.map(lambda image: function(*image), arrays),
+        default=jax.vmap(function),
+    )
+
+
+def _blocks(*arrays):
+    """[positions, ...] -> [blocks, queries, ...], filled up with zeros."""
+    positions = arrays[0].shape[0]
+    size = min(_BLOCK, positions)
+    filling = -positions % size
+    return tuple(
+        jnp.pad(a, [(0, filling)] + [(0, 0)] * (a.ndim - 1)).reshape(
+            -1, size, *a.shape[1:]
+        )
+        for a in arrays
+    )
+
+
+def _joined(blocks, positions):
+    return blocks.reshape(-1, *blocks.shape[2:])[:positions]
+
+
+def _attend_one(f, g, h):
+    if g.shape[0] <= _WHOLE:
+        return attention_map(f, g) @ h
+    (queries,) = _blocks(g)
+    return _joined(lax.map(lambda g: attention_map(f, g) @ h, queries), g.shape[0])
 
 
 def _forward(f, g, h):
@@ -48,12 +84,11 @@ def _forward(f, g, h):
 
 
 def _backward(residuals, cotangent):
-    return lax.map(_backward_one, (*residuals, cotangent))
+    return _over_images(_backward_one, *residuals, cotangent)
 
 
-def _backward_one(image):
+def _backward_one(f, g, h, out, cotangent):
     """Gradients of one image, with beta transposed: [i, j], keys by queries."""
-    f, g, h, out, cotangent = image
     # The softmax's gradient needs sum_i beta[j, i] d beta[j, i], which is this.
     inner = jnp.sum(out * cotangent, axis=-1)
 
@@ -66,12 +101,11 @@ def _backward_one(image):
         gradient_h += beta @ cotangent
         return (gradient_f, gradient_h), gradient_logits.T @ f
 
-    positions = g.shape[0]
-    size = _BLOCK if positions % _BLOCK == 0 else positions
-    blocks = [a.reshape(-1, size, *a.shape[1:]) for a in (g, cotangent, inner)]
+    # A query of filling has no cotangent, and gives no gradient.
+    blocks = _blocks(g, cotangent, inner)
     start = jnp.zeros_like(f), jnp.zeros_like(h)
-    (gradient_f, gradient_h), gradient_g = lax.scan(of_block, start, tuple(blocks))
-    return gradient_f, gradient_g.reshape(g.shape), gradient_h
+    (gradient_f, gradient_h), gradient_g = lax.scan(of_block, start, blocks)
+    return gradient_f, _joined(gradient_g, g.shape[0]), gradient_h
 
 
 attend.defvjp(_forward, _backward)

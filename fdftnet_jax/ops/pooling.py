@@ -1,6 +1,8 @@
-"""Max-pooling as a maximum of shifted slices.
+"""Max-pooling as a maximum of shifted slices, with a gradient of its own.
 
-XLA's own gradient of a max-pool (select-and-scatter) is several times slower on a CPU.
+XLA's gradient of a max-pool (select-and-scatter) is several times slower on a CPU, and
+that of the slices writes a padded image for each of them. Here every pixel collects
+what the windows over it give, in one pass.
 """
 
 import functools
@@ -42,12 +44,68 @@ def max_pool(
     if any(map(any, padding)):
         config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
         images = lax.pad(images, jnp.array(-jnp.inf, images.dtype), config)
+    return _max_pool(images, window, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(images: jax.Array, window: int, stride: int) -> jax.Array:
+    return functools.reduce(jnp.maximum, _slices(images, window, stride))
+
+
+def _slices(images: jax.Array, window: int, stride: int) -> list[jax.Array]:
+    """The pixels at each place in the windows, [batch, out_height, out_width, c]."""
     spans = []
     for length in images.shape[1:3]:
         reach = (length - window) // stride * stride + 1
         spans.append([slice(k, k + reach, stride) for k in range(window)])
-    slices = (images[:, rows, columns] for rows, columns in itertools.product(*spans))
-    return functools.reduce(jnp.maximum, slices)
+    return [images[:, rows, columns] for rows, columns in itertools.product(*spans)]
+
+
+def _forward(images, window, stride):
+    out = _max_pool(images, window, stride)
+    return out, (images, out)
+
+
+def _backward(window, stride, residuals, cotangent):
+    images, out = residuals
+    ties = sum((s == out).astype(out.dtype) for s in _slices(images, window, stride))
+    share = cotangent / ties
+    # Pixel stride * k + p lies in the windows k, k - 1, .. as their p-th pixel, their
+    # (p + stride)-th, ..: the pixels of one p and q are `size`, with aligned windows.
+    size = [-(-length // stride) for length in images.shape[1:3]]
+    before = (window - 1) // stride
+
+    def aligned(array):
+        after = [max(0, n - m) for n, m in zip(size, array.shape[1:3], strict=True)]
+        return jnp.pad(array, ((0, 0), *((before, a) for a in after), (0, 0)))
+
+    filling = [
+        (0, stride * n - m) for n, m in zip(size, images.shape[1:3], strict=True)
+    ]
+    pixels = jnp.pad(images, ((0, 0), *filling, (0, 0)))
+    share, out = aligned(share), aligned(out)
+
+    def phase(p, q):
+        here = pixels[:, p::stride, q::stride]
+        gradient = jnp.zeros_like(here)
+        for a, b in itertools.product(
+            range(len(range(p, window, stride))), range(len(range(q, window, stride)))
+        ):
+            rows = slice(before - a, before - a + size[0])
+            columns = slice(before - b, before - b + size[1])
+            wins = here == out[:, rows, columns]
+            gradient += jnp.where(wins, share[:, rows, columns], 0)
+        return gradient
+
+    phases = [
+        jnp.stack([phase(p, q) for q in range(stride)], axis=3) for p in range(stride)
+    ]
+    batch, _, _, channels = images.shape
+    joined = jnp.stack(phases, axis=2).reshape(batch, *pixels.shape[1:3], channels)
+    return (joined[:, : images.shape[1], : images.shape[2]],)
+
+
+_max_pool.defvjp(_forward, _backward)
 
 
 def _ceil_pad(length: int, window: int, stride: int) -> int:
