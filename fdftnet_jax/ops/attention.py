@@ -6,7 +6,6 @@ backward pass computes each block of the map again, transposed, which leaves XLA
 matrix products where its own gradient has transposed ones.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jax import lax
