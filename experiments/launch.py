@@ -67,11 +67,29 @@ def run_training(default_config: str) -> None:
       default_config: the config file and argument where `--config` is not given.
     """
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    distributed = flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Train as one of several processes that the cluster's scheduler started.",
+    )
+    coordinator = flags.DEFINE_string(
+        "coordinator",
+        None,
+        "The same without a scheduler: HOST:PORT of process 0, a free port.",
+    )
+    number = flags.DEFINE_integer("num_processes", None, "With it: how many there are.")
+    index = flags.DEFINE_integer("process_id", None, "With it: which this is, from 0.")
 
     def main() -> None:
         # JAX starts only when the flags are known to be right.
-        from fdftnet_jax.training import loop
+        from fdftnet_jax.training import loop, processes
 
+        which = (coordinator.value, number.value, index.value)
+        if distributed.value or any(value is not None for value in which):
+            processes.join(*which)
+            if not processes.is_primary():
+                # All processes meet with the same.
+                warnings.showwarning = lambda *_, **__: None
         loop.train_and_evaluate(flags.FLAGS.config, workdir.value)
 
     run(main, default_config)

@@ -66,6 +66,19 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_undisturbed(
     small_runs.assert_same(tmp_path, pretrained)
 
 
+def test_a_kill_while_a_checkpoint_is_replaced(
+    pretrained, cache_dir, tmp_path, monkeypatch
+):
+    """The one saved in the validation after step 8 was set aside for the epoch's."""
+    config = small_runs.config(cache_dir)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        signal_in(patch, "evaluate", 5)
+        small_runs.run(config, tmp_path)
+    (tmp_path / "checkpoints" / "8").rename(tmp_path / "checkpoints" / "replaced-8")
+    small_runs.run(config, tmp_path)
+    small_runs.assert_same(tmp_path, pretrained)
+
+
 def test_signals_at_every_step_end_in_the_undisturbed_run(
     pretrained, cache_dir, tmp_path, monkeypatch
 ):

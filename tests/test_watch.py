@@ -34,6 +34,21 @@ def test_sums_of_steps(stepped, tmp_path):
     assert expected["count"] == 32 and expected["nonfinite"] == 0
 
 
+def test_steps_of_one_call(tmp_path):
+    """The second of three is not finite: its number, its images, its predecessors."""
+    rows = {"loss": [4.0, np.nan, 4.0], "count": [8.0] * 3, "nonfinite": [0, 2, 0]}
+    metrics = steps.replicate({n: np.float32(v) for n, v in rows.items()})
+    indices = np.arange(24).reshape(3, 8)
+    watch = StepWatch({}, tmp_path, lambda found: [f"{i}.png" for i in found])
+    watch.add(5, indices, metrics)
+    with pytest.raises(UserError, match="the loss of step 6 is no longer finite"):
+        watch.sums()
+    listed = json.loads((tmp_path / "nonfinite_batch.json").read_text())
+    assert listed["step"] == 6
+    assert listed["images"] == [f"{i}.png" for i in range(8, 16)]
+    assert watch.sums() == {"loss": 4.0, "count": 8.0, "nonfinite": 0.0}
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

@@ -9,7 +9,7 @@
 
 Orbax writes a checkpoint beside the others and renames it when it is complete. The
 digests are checked when a checkpoint is read, so that one that was damaged or copied in
-part is never used.
+part is never used. Of several processes, each of which has the whole state, one writes.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Checkpoints:
 
         Args:
           workdir: of the run.
-          create: for the process that trains: makes the folder, and tidies up what a
+          create: for the process that writes: makes the folder, and tidies up what a
             killed one left.
         """
         directory = Path(workdir).absolute() / "checkpoints"
@@ -75,6 +75,7 @@ class Checkpoints:
             )
         self._workdir = workdir
         if create:
+            directory.mkdir(parents=True, exist_ok=True)
             _tidy(directory)
         self._directory = directory
         best = policies.BestN(
@@ -83,8 +84,13 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        process = jax.process_index()
         options = ocp.CheckpointManagerOptions(
-            create=create,
+            create=False,
+            # Orbax waits for no other process.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}
+            ),
             best_fn=_rank,
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(

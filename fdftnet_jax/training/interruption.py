@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 from fdftnet_jax.errors import Interrupted
@@ -22,11 +22,19 @@ class Interruption:
     (Python gives signals to the main thread; elsewhere the context does nothing.)
 
     Attributes:
-      signal: what was received, None for nothing.
+      signal: what `check` raised for, None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
+        """Nothing was received yet.
+
+        Args:
+          agree: from the number of the signal that this process received, 0 for none,
+            to the one for which all processes stop (see `processes.Agreement`).
+        """
         self.signal: signal.Signals | None = None
+        self._agree = agree
+        self._received = 0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -39,21 +47,22 @@ class Interruption:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, _) -> None:
-        if self.signal is not None:
+        if self._received:
             raise Interrupted(
                 number,
                 "stopped at once: what was not saved yet is lost; the same command "
                 "goes on from the last checkpoint",
             )
-        self.signal = signal.Signals(number)
+        self._received = number
         print(
-            f"{self.signal.name}: saving first; once more quits without",
+            f"{signal.Signals(number).name}: saving first; once more quits without",
             file=sys.stderr,
         )
 
     def check(self) -> None:
-        """Raises StopRequestedError once a signal was received."""
-        if self.signal is not None:
+        """Raises StopRequestedError once a signal was received, here or elsewhere."""
+        if number := self._agree(self._received):
+            self.signal = signal.Signals(number)
             raise StopRequestedError
 
     def checked(self, items: Iterable[Item]) -> Iterator[Item]:

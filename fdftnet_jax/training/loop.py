@@ -1,9 +1,9 @@
 """A run from its config to its last checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
-import shutil
-import sys
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +23,14 @@ from fdftnet_jax.training import (
     freezing,
     initialization,
     optimizer,
+    processes,
     run_files,
     steps,
 )
 from fdftnet_jax.training.checkpoint import Checkpoints, Progress
+from fdftnet_jax.training.feed import Feed, resident
 from fdftnet_jax.training.interruption import Interruption, StopRequestedError
+from fdftnet_jax.training.processes import say
 from fdftnet_jax.training.watch import StepWatch
 
 
@@ -41,7 +44,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     Args:
       config: all fields of `configs/base.py`.
       workdir: gets `config.json`, `checkpoints/`, `history.jsonl` (a row an epoch) and
-        `tensorboard/`; one process at a time may train in it.
+        `tensorboard/`; one run at a time may train in it. All processes of a run (see
+        `processes`) share it.
 
     Raises:
       UserError: the config, the data or the workdir do not fit, the disk is full, or
@@ -51,36 +55,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     config_values.check(config)
     steps.check_batch_size(config.batch_size)
     directory = Path(workdir)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the workdir {directory}: {error}") from error
-    lock = directory / ".lock"
-    try:
-        with files.lock(lock, blocking=False):
-            try:
-                _train_and_evaluate(config, directory)
-            finally:
-                # A mistake that showed before anything was written leaves nothing.
-                if list(directory.iterdir()) == [lock]:
-                    shutil.rmtree(directory)
-    except BlockingIOError as error:
-        raise UserError(
-            f"process {error} is training in {workdir}: wait for it, or give another "
-            "--workdir"
-        ) from error
+    with contextlib.ExitStack() as stack:
+        processes.by_primary(
+            lambda: stack.enter_context(run_files.owned(directory)),
+            "begin in the workdir",
+        )
+        _train_and_evaluate(config, directory)
 
 
 def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> None:
     # Log.
     workdir = str(directory)
-    saved = _latest_meta(directory)
+    saved = processes.primary_first(
+        lambda: _latest_meta(directory), "read the last checkpoint"
+    )
     progress = Progress()
     if saved is not None:
         run_files.check_config(config, directory)
         progress = Progress(**saved["progress"])
         if progress.finished:
-            _say(
+            say(
                 f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
                 f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
             )
@@ -103,17 +97,18 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         apply = functools.partial(model.apply, train_backbone=True)
     if start.weights and saved is None:
         left_out = ", ".join(start.weights["left_out"]) or "nothing"
-        _say(
+        say(
             f"backbone of {start.weights['path']}, images scaled as {start.scaling}; "
             f"left out of the file: {left_out}"
         )
 
     # Data.
-    dataset = forgery_faces.prepare(
-        config.data, needed=(config.data.train_split, "validation")
+    needed = (config.data.train_split, "validation")
+    dataset = processes.primary_first(
+        lambda: forgery_faces.prepare(config.data, needed=needed), "prepare the data"
     )
     # Of what training sees: the test split may come and go.
-    fingerprint = dataset.fingerprint((config.data.train_split, "validation"))
+    fingerprint = dataset.fingerprint(needed)
     train_records = dataset.source(config.data.train_split)
     train_source = _train_source(config, dataset.name, train_records, preprocessing)
     validation_source = pipeline.ViewSource(
@@ -126,6 +121,13 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         jax.process_index(),
         jax.process_count(),
         config.data.threads,
+    )
+    processes.check_same(
+        {
+            "their configs": json.loads(config.to_json()),
+            "their data": fingerprint,
+            "the checkpoint that they go on from": saved,
+        }
     )
     steps_per_epoch = max(1, len(train_source) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -151,7 +153,10 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     )
 
     # Restore.
-    checkpoints = Checkpoints(workdir, create=True)
+    checkpoints = processes.primary_first(
+        lambda: Checkpoints(workdir, create=processes.is_primary()),
+        "open the checkpoints",
+    )
     meta = {
         "model": described,
         "preprocessing": preprocessing.to_dict(),
@@ -176,7 +181,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
                 "a new --workdir"
             )
         state = checkpoints.load_state(state)
-        _say(
+        say(
             f"resuming {workdir} after epoch {progress.epoch}"
             + f" and {progress.steps} steps" * (progress.steps > 0)
         )
@@ -189,6 +194,9 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
 
     # Loop.
     first_step = progress.epoch * steps_per_epoch + progress.steps
+    views = None
+    if _fits_devices(config, len(train_source)):
+        train_source, views = resident(train_source, config.data.threads)
     batches = pipeline.train_batches(
         [(train_source, 1.0)],
         config.batch_size,
@@ -198,9 +206,10 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         process_count=jax.process_count(),
         threads=config.data.threads,
     )
+    feed = Feed(batches, views)
     trainable, _ = freezing.partition(variables["params"], mask)
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable))
-    _say(
+    say(
         f"training {trained:,} parameters on {len(train_source):,} images of "
         f"{dataset.name}, {jax.device_count()} device(s), {steps_per_epoch} steps an "
         f"epoch, at most {config.epochs} epochs"
@@ -212,7 +221,9 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
 
     def save(state: steps.TrainState, validation_loss: float | None) -> None:
         described = {**meta, "progress": dataclasses.asdict(progress)}
-        checkpoints.save(state, described, validation_loss)
+        processes.by_primary(
+            lambda: checkpoints.save(state, described, validation_loss), "save"
+        )
 
     with (
         files.writing(
@@ -222,31 +233,37 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             "the last checkpoint is whole: free space and give the same command again",
         ),
         checkpoints,
-        Interruption() as interruption,
-        run_files.History(directory, progress.epoch) as history,
+        Interruption(processes.Agreement()) as interruption,
+        run_files.History(
+            directory, progress.epoch, write=processes.is_primary()
+        ) as history,
         tqdm(
             total=total_steps,
             initial=first_step,
             unit="img",
             unit_scale=config.batch_size,
-            disable=None,  # shown on a terminal only
+            # Shown on a terminal only, and once.
+            disable=None if processes.is_primary() else True,
         ) as bar,
     ):
         # What was wrong with the config has shown by now.
-        run_files.write_config(config, directory)
+        if processes.is_primary():
+            run_files.write_config(config, directory)
         while not progress.finished:
             began = time.perf_counter()
-            steps_before = progress.steps
+            steps_before, feed.waited = progress.steps, 0.0
             watch = StepWatch(progress.sums, directory, paths)
             try:
                 while progress.steps < steps_per_epoch:
                     interruption.check()
-                    batch = next(batches)
-                    state, metrics = p_train_step(state, steps.shard(batch))
-                    progress.steps += 1
-                    step = progress.epoch * steps_per_epoch + progress.steps
-                    watch.add(step, batch["index"], metrics)
-                    bar.update()
+                    left = steps_per_epoch - progress.steps
+                    number = min(config.steps_per_call, left)
+                    indices, batch = feed.take(number)
+                    state, metrics = p_train_step(state, batch)
+                    step = progress.epoch * steps_per_epoch + progress.steps + 1
+                    progress.steps += number
+                    watch.add(step, indices, metrics)
+                    bar.update(number)
                 progress.sums = watch.sums()
                 seconds = time.perf_counter() - began
                 validation, _ = steps.evaluate(
@@ -275,7 +292,8 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
                 "images_per_second": (steps_per_epoch - steps_before)
                 * config.batch_size
                 / seconds,
-                **_gammas(host_state.params),
+                "input_wait_share": feed.waited / seconds,
+                **run_files.gammas(host_state.params),
             }
             # Before the checkpoint: a resumed run drops a row too many.
             history.add(row)
@@ -283,8 +301,12 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             bar.set_postfix(
                 loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
             )
-            _say(_line(row, progress, config.epochs, time.perf_counter() - began))
-    _say(
+            seconds_left = (config.epochs - progress.epoch) * (
+                time.perf_counter() - began
+            )
+            best = progress.best_epoch == progress.epoch
+            say(run_files.line(row, config.epochs, seconds_left, best))
+    say(
         f"finished after {progress.epoch} epochs; best validation loss "
         f"{progress.best_loss:.4f} in epoch {progress.best_epoch}; next: "
         f"python -m experiments.evaluate --workdir={workdir} --split=test"
@@ -295,7 +317,7 @@ def _latest_meta(directory: Path) -> dict[str, Any] | None:
     """The description of the latest checkpoint, None where there is none."""
     if not (directory / "checkpoints").is_dir():
         return None
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, create=processes.is_primary()) as checkpoints:
         step = checkpoints.latest
         return None if step is None else checkpoints.load_meta(step)
 
@@ -313,12 +335,21 @@ def _train_source(
         pipeline.labels(records), config.data.shots, config.seed
     )
     if min(found) < config.data.shots:
-        _say(
+        say(
             f"fewer than {config.data.shots} shots per class in the split "
             f"{config.data.train_split!r} of {name}: taking {found[0]} real "
             f"and {found[1]} fake"
         )
     return pipeline.Subset(source, indices)
+
+
+def _fits_devices(config: ml_collections.ConfigDict, number: int) -> bool:
+    """Whether all training views are kept on the devices.
+
+    (One of several processes reads its own share only.)
+    """
+    size = number * 3 * config.data.size**2
+    return jax.process_count() == 1 and size <= config.data.device_megabytes * 10**6
 
 
 def _augmentation(options: ml_collections.ConfigDict):
@@ -355,30 +386,3 @@ def _advance(
         progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
     stale = progress.epoch - progress.best_epoch
     progress.finished = progress.epoch >= config.epochs or stale >= config.patience
-
-
-def _gammas(params: dict[str, Any]) -> dict[str, float]:
-    """The gamma of each stage of the Fine-Tune Transformer; it starts at 0 (Eq. 3)."""
-    branch = params.get("fine_tune_transformer", {})
-    return {
-        f"gamma_{name}": float(layer["gamma"])
-        for name, layer in branch.items()
-        if "gamma" in layer
-    }
-
-
-def _line(row: dict, progress: Progress, epochs: int, seconds: float) -> str:
-    left = (epochs - progress.epoch) * seconds
-    best = "  best" if progress.best_epoch == progress.epoch else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
-        f"validation loss {row['validation_loss']:.4f} "
-        f"accuracy {row['validation_accuracy']:.3f}  "
-        f"{row['images_per_second']:.0f} images/s  "
-        f"at most {left / 60:.1f} min left{best}"
-    )
-
-
-def _say(text: str) -> None:
-    """Tells the user on stderr, above a progress bar where there is one."""
-    tqdm.write(text, file=sys.stderr)

@@ -7,8 +7,8 @@ only places that know of device axes.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import flax.jax_utils
 import flax.struct
@@ -21,6 +21,7 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.training import freezing
 
 AXIS = "batch"
+Item = TypeVar("Item")
 Batch = Mapping[str, Any]
 # Sums over the global batch: {'loss': ..., 'correct': ..., 'count': ...}, and in
 # training 'nonfinite': above 0 where a loss or the gradient is not finite.
@@ -128,6 +129,25 @@ def train_step(
     return state, jax.lax.psum(metrics, AXIS)
 
 
+def train_steps(
+    state: TrainState, batch: Batch, *, task: Task
+) -> tuple[TrainState, Metrics]:
+    """One `train_step`, or one after the other on k batches that are stacked.
+
+    Args:
+      state: as in `train_step`.
+      batch: as in `train_step`, or each of its arrays with a first axis of k.
+      task: the statics.
+
+    Returns:
+      The last state, and the metrics of `train_step`, each of them [] or [k].
+    """
+    step = functools.partial(train_step, task=task)
+    if batch["label"].ndim == 1:
+        return step(state, batch)
+    return jax.lax.scan(step, state, batch)
+
+
 def eval_step(
     variables: Any,
     batch: Batch,
@@ -189,18 +209,28 @@ def evaluate(
     """
     logits = np.full((num_examples, 2), np.nan, np.float32)
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
-    for batch in batches:
-        rows = unreplicate(p_eval_step(variables, shard(batch)))
+    scored = (p_eval_step(variables, shard(batch)) for batch in batches)
+    for rows in map(unreplicate, _one_behind(scored)):
         real = rows["mask"].reshape(-1) > 0
         logits[rows["index"].reshape(-1)[real]] = rows["logits"].reshape(-1, 2)[real]
         sums = {name: total + float(rows[name]) for name, total in sums.items()}
     return means(sums), logits
 
 
+def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields each item once the next one is made: the devices have work meanwhile."""
+    pending: list[Item] = []
+    for item in items:
+        pending.append(item)
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
+
+
 def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
-    """The pmapped (train_step, eval_step) over `devices`, by default all of them."""
+    """The pmapped (train_steps, eval_step) over `devices`, by default all of them."""
     p_train_step = jax.pmap(
-        functools.partial(train_step, task=task),
+        functools.partial(train_steps, task=task),
         axis_name=AXIS,
         devices=devices,
         donate_argnums=(0,),

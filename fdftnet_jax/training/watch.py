@@ -10,13 +10,13 @@ import numpy as np
 
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training import steps
+from fdftnet_jax.training import processes, steps
 
 
 class StepWatch:
-    """Sums the metrics of an epoch's steps, one step behind the devices.
+    """Sums the metrics of an epoch's steps, one call behind the devices.
 
-    (Reading a step's numbers waits for them; the next step is already under way.)
+    (Reading a step's numbers waits for them; the next call is already under way.)
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class StepWatch:
         self._pending: tuple[int, np.ndarray, steps.Metrics] | None = None
 
     def add(self, step: int, indices: np.ndarray, metrics: steps.Metrics) -> None:
-        """Takes a step's replicated metrics, and looks at those of the step before.
+        """Takes the metrics of a step, or of several, and looks at those before.
 
         Args:
-          step: number of the step, from 1.
-          indices: [b] of the images in this process's batch.
-          metrics: of `steps.train_step`, still on the devices.
+          step: number of the (first) step, from 1.
+          indices: [b] or [k, b] of the images in this process's batch or batches.
+          metrics: of `steps.train_steps`, still on the devices.
 
         Raises:
-          UserError: a loss or a gradient of the step before was not finite.
+          UserError: a loss or a gradient of a step before was not finite.
         """
         self._look()
         self._pending = (step, indices, metrics)
@@ -59,24 +59,25 @@ class StepWatch:
     def _look(self) -> None:
         if self._pending is None:
             return
-        step, indices, metrics = self._pending
+        first, indices, metrics = self._pending
         self._pending = None
-        values: dict[str, np.float32] = jax.tree.map(
-            np.float32, steps.unreplicate(metrics)
-        )
-        if values["nonfinite"]:
-            raise self._diverged(step, indices, values)
-        self._sums = {
-            name: self._sums.get(name, np.float32(0)) + value
-            for name, value in values.items()
-        }
+        found = jax.tree.map(np.atleast_1d, steps.unreplicate(metrics))
+        for k, of_step in enumerate(np.atleast_2d(indices)):
+            values = {name: np.float32(value[k]) for name, value in found.items()}
+            if values["nonfinite"]:
+                raise self._diverged(first + k, of_step, values)
+            self._sums = {
+                name: self._sums.get(name, np.float32(0)) + value
+                for name, value in values.items()
+            }
 
     def _diverged(self, step: int, indices: np.ndarray, values: Any) -> UserError:
-        paths = self._paths([int(i) for i in indices])
+        paths = self._paths([int(i) for i in processes.gather(indices)])
         listed = self._directory / "nonfinite_batch.json"
         loss = float(values["loss"] / values["count"])
         report = {"step": step, "loss": str(loss), "images": paths}
-        files.write_atomic(listed, json.dumps(report, indent=2) + "\n")
+        if processes.is_primary():
+            files.write_atomic(listed, json.dumps(report, indent=2) + "\n")
         what = "gradient" if np.isfinite(loss) else "loss"
         return UserError(
             f"the {what} of step {step} is no longer finite (mean loss {loss:g}); its "

@@ -1,0 +1,153 @@
+"""Two processes of two devices are one process of four, through the real commands."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+import small_runs
+
+from fdftnet_jax import files
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.training import processes
+from fdftnet_jax.training.checkpoint import Checkpoints
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+def start(devices, cache_dir, workdir, *flags, stopped_in=0):
+    """Starts one process of a small run."""
+    xla = os.environ["XLA_FLAGS"].replace("device_count=2", f"device_count={devices}")
+    config = [f"--config.{k}={v}" for k, v in small_runs.small(cache_dir).items()]
+    command = [HERE / "one_of_several.py", stopped_in, f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, command), *config, *flags],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "XLA_FLAGS": xla,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(cache_dir, workdir, *flags, stopped_in=0, of_second=()):
+    """Starts both; the second may be sent a signal, or have flags of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = (f"--coordinator=localhost:{port}", "--num_processes=2", *flags)
+    return [
+        start(2, cache_dir, workdir, *flags, "--process_id=0"),
+        start(
+            *(2, cache_dir, workdir, *flags, "--process_id=1", *of_second),
+            stopped_in=stopped_in,
+        ),
+    ]
+
+
+def finish(started, code):
+    """Waits; returns the batches of image indices and the messages of each process."""
+    found = []
+    with contextlib.ExitStack() as stack:
+        for process in started:
+            stack.enter_context(process)  # Closes its pipes.
+            stack.callback(process.kill)
+        for process in started:
+            stdout, stderr = process.communicate(timeout=200)
+            assert process.returncode == code, stderr
+            # The library of collectives has lines of its own.
+            read, said = (
+                [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+                for text in (stdout, stderr)
+            )
+            found.append(([line.split() for line in read], said))
+    return found
+
+
+def test_two_processes_are_one(cache_dir, tmp_path):
+    """Also where a signal reaches one of them, and both go on later."""
+    # Both prepare data of their own: the second of two waits for the first.
+    one = start(4, cache_dir, tmp_path / "one")
+    two = start_two(tmp_path / "cache", tmp_path / "two", stopped_in=2)
+    [(batches, _)] = finish([one], 0)
+    # All know of the signal one step later, and stop after the step that they are in.
+    [(first, said), (second, also_said)] = finish(two, 143)
+    assert said[-1] == also_said[-1]
+    assert said[-1].startswith("stopped by SIGTERM after step 3, which is saved")
+    assert len(also_said) == 2  # And that it is saved first.
+    with Checkpoints(tmp_path / "two") as checkpoints:
+        assert checkpoints.latest == 3
+
+    two = start_two(tmp_path / "cache", tmp_path / "two")
+    [(more, said), (second_more, nothing)] = finish(two, 0)
+    assert any("resuming" in line for line in said)
+    assert nothing == []
+    # Each reads its half of every batch.
+    assert [len(rows) for rows in first + more] == [4] * 12
+    halves = zip(first + more, second + second_more, strict=True)
+    assert [mine + theirs for mine, theirs in halves] == batches
+
+    found, expected = (
+        [list(row.values()) for row in small_runs.history(tmp_path / name)]
+        for name in ("two", "one")
+    )
+    assert len(found) == 3
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    arrays = [small_runs.arrays(tmp_path / name) for name in ("two", "one")]
+    chex.assert_trees_all_close(*arrays, rtol=1e-5, atol=1e-5)
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2
+    # A run goes on with another number of devices: it is finished here, too.
+    small_runs.run(small_runs.config(tmp_path / "cache"), tmp_path / "two")
+
+
+def test_processes_that_differ_are_refused(cache_dir, tmp_path):
+    two = start_two(cache_dir, tmp_path / "run", of_second=["--config.seed=5"])
+    [(_, said), (_, also_said)] = finish(two, 2)
+    assert said == also_said
+    assert said[0].startswith("error: the processes differ in their configs: give")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_stops_the_first_stops_the_second(cache_dir, tmp_path):
+    with files.lock(tmp_path / ".lock", blocking=False):
+        [(_, said), (_, also_said)] = finish(start_two(cache_dir, tmp_path), 2)
+    assert f"process {os.getpid()} is training in {tmp_path}" in said[-1]
+    assert also_said == [
+        "error: process 0 could not begin in the workdir: its own message says why"
+    ]
+
+
+def test_processes_that_cannot_meet(cache_dir, tmp_path):
+    alone = start(2, cache_dir, tmp_path, "--coordinator=localhost:1")
+    [(_, said)] = finish([alone], 2)
+    assert len(said) == 1
+    assert "Number of processes must be defined" in said[0]
+    assert "--process_id=0 to N-1" in said[0]
+
+
+# In a process alone.
+
+
+def test_alone_nothing_is_agreed_on():
+    agreement = processes.Agreement()
+    assert [agreement(number) for number in (0, 15, 0)] == [0, 15, 0]
+    assert processes.by_primary(lambda: 3, "count") == 3
+    assert processes.primary_first(lambda: 3, "count") == 3
+    processes.check_same({"anything": object()})
+    np.testing.assert_array_equal(processes.gather(np.arange(3)), [0, 1, 2])
+    with pytest.raises(UserError, match=r"^as it is$"):
+        processes.by_primary(fail, "fail")
+
+
+def fail():
+    raise UserError("as it is")
