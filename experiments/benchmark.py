@@ -1,0 +1,58 @@
+"""Times a step of training or scoring on this machine.
+
+    python -m experiments.benchmark --mode=finetune --backbone=xception --batch=32
+
+Random weights and images, no augmentation; the step is the one that training runs.
+`--mode`: infer (score images with FDFtNet), finetune (FDFtNet, backbone frozen), or
+pretrain (the backbone with its own top). Everything is compiled anew.
+"""
+
+import json
+
+from absl import flags
+
+from configs import finetune, pretrain
+from experiments import launch
+
+_MODE = flags.DEFINE_enum(
+    "mode", "finetune", ["infer", "finetune", "pretrain"], "What a step does."
+)
+_BACKBONE = flags.DEFINE_string(
+    "backbone", "xception", "A name, or MODULE:ATTRIBUTE of your own."
+)
+_BATCH = flags.DEFINE_integer("batch", 32, "Images in a step, over all devices.")
+_SIZE = flags.DEFINE_integer("size", 64, "Side of the images in pixels.", lower_bound=1)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "What the network computes in.")
+_REPEAT = flags.DEFINE_integer("repeat", 15, "Timed steps.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Folder for a trace of some steps, for TensorBoard or XProf."
+)
+
+
+def main() -> None:
+    """Measures and prints."""
+    import jax
+
+    from fdftnet_jax.training import benchmark
+
+    # Compilation is timed, too.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = (pretrain if _MODE.value == "pretrain" else finetune).get_config()
+    config.model.backbone = _BACKBONE.value
+    config.batch_size = _BATCH.value
+    config.data.size = _SIZE.value
+    found = benchmark.measure(
+        config,
+        _MODE.value,
+        dtype=_DTYPE.value,
+        repeat=_REPEAT.value,
+        profile=_PROFILE.value,
+    )
+    print(benchmark.report(found))
+    if _JSON.value:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    launch.run(main)
