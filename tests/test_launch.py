@@ -1,12 +1,16 @@
 """The experiments as commands. Each start takes seconds, so there are few."""
 
+import importlib.machinery
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from experiments import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,3 +99,54 @@ def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
         assert path.exists() and str(path) in ended.stdout
     warned = [line for line in ended.stderr.splitlines() if line]
     assert len(warned) == 1 and warned[0].startswith("warning: --split=all of toy")
+
+
+# Large pages.
+
+
+@pytest.fixture
+def started_anew(monkeypatch):
+    """What `os.execve` is called with."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    spec = importlib.machinery.ModuleSpec("experiments.finetune", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.finetune", "a"])
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    return calls
+
+
+@pytest.mark.parametrize("given", ["", "glibc.malloc.check=1"])
+def test_a_command_starts_anew_with_large_pages(started_anew, monkeypatch, given):
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    launch._use_large_pages()
+    [(program, arguments, environment)] = started_anew
+    assert arguments == [program, "-m", "experiments.finetune", "a"]
+    tunables = environment.pop("GLIBC_TUNABLES").split(":")
+    assert tunables == [*filter(None, [given]), "glibc.malloc.hugetlb=1"]
+    rest = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    assert environment == rest
+    # Once.
+    monkeypatch.setenv("GLIBC_TUNABLES", ":".join(tunables))
+    launch._use_large_pages()
+    assert len(started_anew) == 1
+
+
+def test_what_the_user_set_stays(started_anew, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    launch._use_large_pages()
+    assert not started_anew
+
+
+def test_another_c_library_is_left_alone(started_anew, monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    launch._use_large_pages()
+    assert not started_anew
+
+
+def test_another_program_is_left_alone(started_anew, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    launch._use_large_pages()
+    assert not started_anew

@@ -253,7 +253,7 @@ def pmap_eval_step(
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     """Copies a tree of arrays to each of `devices`, by default all local ones."""
-    return flax.jax_utils.replicate(tree, devices)
+    return flax.jax_utils.replicate(tree, devices, axis_name=AXIS)
 
 
 def unreplicate(tree: Any) -> Any:
