@@ -297,7 +297,7 @@ def test_every_normalisation_is_told_the_mode_and_the_axis(
     found = []
 
     def record(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm):
+        if isinstance(context.module, BatchNorm):
             found.append(context.module)
         return call(*args, **kwargs)
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdftnet_jax.ops import convolution
+from fdftnet_jax.ops import convolution, normalization
 
 # New layers start as in the paper's Keras code: Glorot-uniform kernels, zero biases.
 Conv = functools.partial(
@@ -17,8 +17,46 @@ Conv = functools.partial(
 # For backbones without normalisation, where Glorot's kernels let the signal fade.
 HeConv = functools.partial(Conv, kernel_init=nn.initializers.he_uniform())
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
-# Keras's epsilon; its momentum of 0.99 lags for tens of epochs at 16 steps an epoch.
-BatchNorm = functools.partial(nn.BatchNorm, epsilon=1e-3, momentum=0.9)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the channels; parameters and statistics as in Flax.
+
+    Attributes:
+      use_running_average: normalises by the running statistics, else by the batch's.
+      axis_name: the pmapped axis that the global batch is spread over, or None.
+      epsilon: added to the variance; Keras's.
+      momentum: of the running statistics. Keras's 0.99 lags for tens of epochs at 16
+        steps an epoch.
+    """
+
+    use_running_average: bool
+    axis_name: str | None = None
+    epsilon: float = 1e-3
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., channels] -> the same."""
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        variance = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if self.use_running_average:
+            return normalization.scale_and_shift(
+                x, mean.value, variance.value, scale, bias, self.epsilon
+            )
+        starts = self.is_initializing()
+        x, *found = normalization.batch_norm(
+            x, scale, bias, self.epsilon, None if starts else self.axis_name
+        )
+        if not starts:
+            for running, value in zip((mean, variance), found, strict=True):
+                running.value = (
+                    self.momentum * running.value + (1 - self.momentum) * value
+                )
+        return x
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:

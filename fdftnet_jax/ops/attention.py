@@ -6,6 +6,8 @@ backward pass computes each block of the map again, transposed, which leaves XLA
 matrix products where its own gradient has transposed ones.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,9 +26,15 @@ def attention_map(f: jax.Array, g: jax.Array) -> jax.Array:
       g: [..., positions, channels], the queries g(x_j).
 
     Returns:
-      beta [..., j, i] = softmax over i of f(x_i) . g(x_j); each row sums to 1.
+      beta [..., j, i] = softmax over i of f(x_i) . g(x_j); each row sums to 1. In
+      float32 at least, and so are the softmax and the products before it.
     """
-    return jax.nn.softmax(jnp.einsum("...jc,...ic->...ji", g, f), axis=-1)
+    logits = jnp.einsum("...jc,...ic->...ji", g, f, preferred_element_type=_wide(f))
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _wide(array):
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 @jax.custom_vjp
@@ -72,9 +80,13 @@ def _joined(blocks, positions):
 
 def _attend_one(f, g, h):
     if g.shape[0] <= _WHOLE:
-        return attention_map(f, g) @ h
+        return _attend_block(f, g, h)
     (queries,) = _blocks(g)
-    return _joined(lax.map(lambda g: attention_map(f, g) @ h, queries), g.shape[0])
+    return _joined(lax.map(lambda g: _attend_block(f, g, h), queries), g.shape[0])
+
+
+def _attend_block(f, g, h):
+    return attention_map(f, g).astype(h.dtype) @ h
 
 
 def _forward(f, g, h):
@@ -89,22 +101,25 @@ def _backward(residuals, cotangent):
 def _backward_one(f, g, h, out, cotangent):
     """Gradients of one image, with beta transposed: [i, j], keys by queries."""
     # The softmax's gradient needs sum_i beta[j, i] d beta[j, i], which is this.
-    inner = jnp.sum(out * cotangent, axis=-1)
+    inner = jnp.sum(out * cotangent, axis=-1, dtype=_wide(out))
+    matmul = functools.partial(jnp.matmul, preferred_element_type=_wide(f))
 
     def of_block(gradients, block):
         gradient_f, gradient_h = gradients
         g, cotangent, inner = block
-        beta = jax.nn.softmax(f @ g.T, axis=0)
-        gradient_logits = beta * (h @ cotangent.T - inner)
-        gradient_f += gradient_logits @ g
-        gradient_h += beta @ cotangent
+        beta = jax.nn.softmax(matmul(f, g.T), axis=0)
+        gradient_logits = beta * (matmul(h, cotangent.T) - inner)
+        gradient_logits = gradient_logits.astype(f.dtype)
+        gradient_f += matmul(gradient_logits, g)
+        gradient_h += matmul(beta.astype(h.dtype), cotangent)
         return (gradient_f, gradient_h), gradient_logits.T @ f
 
     # A query of filling has no cotangent, and gives no gradient.
     blocks = _blocks(g, cotangent, inner)
-    start = jnp.zeros_like(f), jnp.zeros_like(h)
+    start = tuple(jnp.zeros(array.shape, _wide(array)) for array in (f, h))
     (gradient_f, gradient_h), gradient_g = lax.scan(of_block, start, blocks)
-    return gradient_f, _joined(gradient_g, g.shape[0]), gradient_h
+    gradient_g = _joined(gradient_g, g.shape[0])
+    return gradient_f.astype(f.dtype), gradient_g, gradient_h.astype(h.dtype)
 
 
 attend.defvjp(_forward, _backward)

@@ -2,19 +2,24 @@
 
 `conv_general_dilated` is what the modules call (`nn.Conv(conv_general_dilated=...)`):
 a 1x1 kernel becomes a matrix product, a depthwise kernel a sum of shifted products, a
-kernel that leaves only a few pixels a product with their patches, and everything else
-goes to `jax.lax`. On a CPU, XLA runs the first as a loop over pixels, the second one
-channel at a time and the third up to a hundred times slower; all three forms here use
-its fast paths.
+kernel that leaves only a few pixels a product with their patches, any other dense
+kernel `dense_conv`, and the rest goes to `jax.lax`. On a CPU, XLA runs the first as a
+loop over pixels, the second one channel at a time and the third up to a hundred times
+slower; all forms here use its fast paths. Where they suit a CPU alone,
+`lax.platform_dependent` chooses, when the program is lowered.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from fdftnet_jax.ops import groups
+from fdftnet_jax.ops.reduction import channel_sums, wide
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 # Pixels of an output that is so small that its patches are gathered.
@@ -65,6 +70,7 @@ def conv_general_dilated(
             if first.shape[1] * first.shape[2] <= _FEW:
                 patches = jnp.concatenate([first, *windows], axis=-1)
                 return pointwise_conv(patches, rhs.reshape(-1, features))
+            return dense_conv(lhs, rhs, strides, pads)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -108,6 +114,96 @@ pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dense_conv(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Convolves all channels with every feature's kernel.
+
+    On a CPU, the kernel's gradient and the convolution without pads are products with
+    the patches of a few images at a time. Everything else is `jax.lax`'s convolution,
+    which is as fast there.
+
+    Args:
+      images: [batch, height, width, channels].
+      kernel: [kernel_height, kernel_width, channels, features].
+      strides: over height and width.
+      pads: (low, high) zeros for height and width.
+
+    Returns:
+      [batch, out_height, out_width, features].
+    """
+    by_lax = functools.partial(_lax_conv, strides=strides, pads=pads)
+    if any(map(any, pads)):
+        return by_lax(images, kernel)
+
+    def by_patches(images, kernel):
+        rows = kernel.reshape(-1, kernel.shape[-1])
+
+        def of_group(images):
+            return _patches(images, kernel, strides, pads) @ rows
+
+        size = _patch_bytes(images, kernel, strides, pads)
+        return groups.map_images(of_group, [images], size)
+
+    return lax.platform_dependent(images, kernel, cpu=by_patches, default=by_lax)
+
+
+def _lax_conv(images, kernel, strides, pads):
+    return lax.conv_general_dilated(
+        images, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _patches(images, kernel, strides, pads):
+    return jnp.concatenate(list(_windows(images, kernel, strides, pads)), axis=-1)
+
+
+def _patch_bytes(images, kernel, strides, pads):
+    """Of one image."""
+    shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    patches = functools.partial(_patches, strides=strides, pads=pads)
+    found = jax.eval_shape(patches, shape, kernel)
+    return found.size * found.dtype.itemsize
+
+
+def _dense_forward(images, kernel, strides, pads):
+    return dense_conv(images, kernel, strides, pads), (images, kernel)
+
+
+def _dense_backward(strides, pads, residuals, cotangent):
+    images, kernel = residuals
+    by_lax = functools.partial(_lax_conv, strides=strides, pads=pads)
+    (image_gradient,) = jax.vjp(lambda x: by_lax(x, kernel), images)[1](cotangent)
+
+    def kernel_by_lax(images, cotangent):
+        return jax.vjp(lambda k: by_lax(images, k), kernel)[1](cotangent)[0]
+
+    def kernel_by_patches(images, cotangent):
+        def add_group(total, group):
+            images, cotangent = group
+            patches = _patches(images, kernel, strides, pads)
+            rows = patches.reshape(-1, patches.shape[-1])
+            transposed = cotangent.reshape(-1, cotangent.shape[-1]).T
+            product = jnp.matmul(transposed, rows, preferred_element_type=total.dtype)
+            return total + product, None
+
+        shape = kernel.shape[-1], kernel[..., 0].size
+        start = jnp.zeros(shape, wide(kernel).dtype)
+        size = _patch_bytes(images, kernel, strides, pads)
+        pairs = groups.split([images, cotangent], size)
+        total, _ = lax.scan(add_group, start, pairs)
+        return total.T.reshape(kernel.shape).astype(kernel.dtype)
+
+    kernel_gradient = lax.platform_dependent(
+        images, cotangent, cpu=kernel_by_patches, default=kernel_by_lax
+    )
+    return image_gradient, kernel_gradient
+
+
+dense_conv.defvjp(_dense_forward, _dense_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
@@ -122,18 +218,12 @@ def depthwise_conv(
     Returns:
       [batch, out_height, out_width, channels].
     """
-    return sum(
-        window * tap
-        for window, tap in zip(
-            _windows(images, kernel, strides, pads), _taps(kernel), strict=True
-        )
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    windows = _windows(images, kernel, strides, pads)
+    out = sum(
+        wide(window) * wide(tap) for window, tap in zip(windows, taps, strict=True)
     )
-
-
-def _taps(kernel):
-    return [
-        kernel[i, j] for i in range(kernel.shape[0]) for j in range(kernel.shape[1])
-    ]
+    return out.astype(images.dtype)
 
 
 def _windows(images, kernel, strides, pads):
@@ -171,18 +261,28 @@ def _depthwise_backward(strides, pads, residuals, cotangent):
     none = ((0, 0), (0, 0))
     image_gradient = depthwise_conv(spread, kernel[::-1, ::-1], (1, 1), none)
 
-    # One image at a time: its windows stay in cache, which the whole batch's do not.
-    def of_one_image(pair):
-        image, gradient = pair
-        return jnp.stack(
-            [
-                jnp.sum(window * gradient, (0, 1))
-                for window in _windows(image, kernel, strides, pads)
-            ]
+    meetings = [
+        _meetings(images.shape[axis], cotangent.shape[axis], *geometry)
+        for axis, *geometry in zip(
+            (1, 2), kernel.shape, strides, [low for low, _ in pads], strict=False
         )
-
-    kernel_gradient = jnp.sum(lax.map(of_one_image, (images, cotangent)), 0)
-    return image_gradient, kernel_gradient.reshape(kernel.shape)
+    ]
+    taps = [
+        channel_sums(images[:, rows, columns], cotangent[:, out_rows, out_columns])
+        for (rows, out_rows), (columns, out_columns) in itertools.product(*meetings)
+    ]
+    kernel_gradient = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return image_gradient, kernel_gradient
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _meetings(length, out_length, size, stride, low):
+    """Yields, for each tap along an axis, (pixels, outputs) where they meet."""
+    for tap in range(size):
+        first = max(0, -((tap - low) // stride))
+        last = max(first, min(out_length, (length - 1 + low - tap) // stride + 1))
+        begin = first * stride + tap - low
+        end = begin + (last - first - 1) * stride + 1
+        yield slice(begin, max(begin, end), stride), slice(first, last)

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.ops.reduction import device_mean
 from fdftnet_jax.training import freezing
 
 AXIS = "batch"
@@ -112,7 +113,7 @@ def train_step(
         return jnp.mean(losses) + penalty, (losses, logits, updates)
 
     gradients, (losses, logits, updates) = jax.grad(loss_fn, has_aux=True)(trainable)
-    gradients = jax.lax.pmean(gradients, AXIS)
+    gradients = device_mean(gradients, AXIS)
     # Frozen leaves get the zeros that the optimiser's mask expects; XLA removes them.
     gradients = freezing.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
     update, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
