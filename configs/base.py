@@ -80,6 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
     # What is trained: 'all', or 'head' (everything but the backbone).
     config.trainable = "all"
 
+    # What the network computes in: 'float32', or 'bfloat16' for GPUs and TPUs.
+    # Parameters, statistics, softmax and loss are float32 in both.
+    config.dtype = "float32"
     # Images in a global batch, over all devices; the devices must divide it.
     config.batch_size = 128
     # Longest run, and the length of the cosine schedule.

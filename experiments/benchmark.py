@@ -22,7 +22,9 @@ _BACKBONE = flags.DEFINE_string(
 )
 _BATCH = flags.DEFINE_integer("batch", 32, "Images in a step, over all devices.")
 _SIZE = flags.DEFINE_integer("size", 64, "Side of the images in pixels.", lower_bound=1)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "What the network computes in.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "What the network computes in."
+)
 _REPEAT = flags.DEFINE_integer("repeat", 15, "Timed steps.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 _PROFILE = flags.DEFINE_string(
@@ -40,12 +42,12 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = (pretrain if _MODE.value == "pretrain" else finetune).get_config()
     config.model.backbone = _BACKBONE.value
+    config.dtype = _DTYPE.value
     config.batch_size = _BATCH.value
     config.data.size = _SIZE.value
     found = benchmark.measure(
         config,
         _MODE.value,
-        dtype=_DTYPE.value,
         repeat=_REPEAT.value,
         profile=_PROFILE.value,
     )

@@ -168,7 +168,6 @@ def test_the_last_line_is_one_json_object():
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"dtype": "bfloat16"}, "dtype 'bfloat16' is not available yet"),
         ({"batch_size": 5}, {}, "not a multiple of the 2 devices; nearest: 4 or 6"),
         ({}, {"profile": "/dev/null/trace"}, "cannot make the folder of the trace"),
     ],

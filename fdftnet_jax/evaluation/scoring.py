@@ -19,7 +19,7 @@ import numpy as np
 
 from fdftnet_jax.data import forgery_faces, images, pipeline, splits
 from fdftnet_jax.evaluation import metrics
-from fdftnet_jax.models import registry
+from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import steps
 from fdftnet_jax.training.checkpoint import Checkpoints
 
@@ -104,7 +104,8 @@ def score_split(
     source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
     model = registry.build(meta["model"])
     p_eval_step = steps.pmap_eval_step(
-        model.apply, functools.partial(images.scale, scaling=preprocessing.scaling)
+        precision.computing_in(meta["model"].get("dtype", "float32"), model.apply),
+        functools.partial(images.scale, scaling=preprocessing.scaling),
     )
     devices = jax.device_count()
     batches = pipeline.eval_batches(

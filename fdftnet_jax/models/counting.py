@@ -28,6 +28,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from fdftnet_jax.models import registry
 
 _FREE = {
+    "all_gather",
     "broadcast_in_dim",
     "concatenate",
     "convert_element_type",
@@ -36,6 +37,7 @@ _FREE = {
     "dynamic_update_slice",
     "expand_dims",
     "gather",
+    "optimization_barrier",
     "pad",
     "reshape",
     "rev",
@@ -43,8 +45,10 @@ _FREE = {
     "slice",
     "split",
     "squeeze",
+    "stack",
     "stop_gradient",
     "transpose",
+    "unstack",
 }
 
 
@@ -154,7 +158,9 @@ def _of_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         features = params["dimension_numbers"].rhs_spec[0]
-        return 2 * out.size * kernel.size // kernel.shape[features]
+        # Zeros between the pixels of a dilated image are not multiplied.
+        zeros = math.prod(params["lhs_dilation"])
+        return 2 * out.size * kernel.size // kernel.shape[features] // zeros
     if "window_dimensions" in params:
         return out.size * math.prod(params["window_dimensions"])
     return first.size if name.startswith("reduce") else out.size

@@ -22,7 +22,7 @@ import numpy as np
 
 from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import counting, registry
+from fdftnet_jax.models import counting, precision, registry
 from fdftnet_jax.training import freezing, initialization, optimizer, steps
 
 # Mode -> what one step of it is called.
@@ -31,8 +31,6 @@ MODES = {
     "finetune": "fine-tuning step of FDFtNet, backbone frozen",
     "pretrain": "pre-training step of the backbone with its top",
 }
-# What networks can compute in; a further one reaches `registry.build` in `prepare`.
-DTYPES = ("float32",)
 # Steps that compile, fill caches and warm up allocators.
 _WARM_UP = 3
 _PROFILED = 3
@@ -66,23 +64,16 @@ class Work:
         return one_device * jax.local_device_count()
 
 
-def prepare(
-    config: ml_collections.ConfigDict, mode: str, dtype: str = "float32"
-) -> Work:
+def prepare(config: ml_collections.ConfigDict, mode: str) -> Work:
     """Makes the step of a config with new weights and random images.
 
     Args:
       config: all fields of `configs/base.py`; FDFtNet needs no `init_from` here.
       mode: one of `MODES`; all but 'infer' train.
-      dtype: one of `DTYPES`.
 
     Raises:
-      UserError: of what `config` asks for, or the dtype is not available.
+      UserError: of what `config` asks for.
     """
-    if dtype not in DTYPES:
-        raise UserError(
-            f"dtype {dtype!r} is not available yet: give {' or '.join(DTYPES)}"
-        )
     steps.check_batch_size(config.batch_size)
     described = config.model.to_dict()
     variables = initialization.initialise(
@@ -104,8 +95,9 @@ def make_work(
     mask = freezing.trainable_mask(params, config.trainable)
     # Where the schedule stands does not matter, only that there is one.
     schedule = optimizer.schedule(config.optimizer, steps=1000, steps_per_epoch=100)
+    model = registry.build(described, axis_name=steps.AXIS)
     task = steps.Task(
-        apply=registry.build(described, axis_name=steps.AXIS).apply,
+        apply=precision.computing_in(config.dtype, model.apply),
         scale=images.scale,
         augment=None,
         l2=registry.l2_weights(described),
@@ -149,7 +141,7 @@ def matmul_rate(dtype: str = "float32", repeat: int = 7) -> float:
     """
     side = 2048 if jax.default_backend() == "cpu" else 8192
     rng = np.random.default_rng(0)
-    factor = rng.uniform(-1, 1, (side, side)).astype(dtype)
+    factor = jnp.asarray(rng.uniform(-1, 1, (side, side)), dtype)
     factors = steps.replicate(factor)
     product = jax.pmap(jnp.matmul)
     seconds = []
@@ -173,7 +165,6 @@ def measure(
     config: ml_collections.ConfigDict,
     mode: str,
     *,
-    dtype: str = "float32",
     repeat: int = 15,
     profile: str | None = None,
 ) -> dict[str, Any]:
@@ -182,7 +173,6 @@ def measure(
     Args:
       config: as in `prepare`.
       mode: as in `prepare`.
-      dtype: as in `prepare`.
       repeat: timed steps, after the warm-up.
       profile: a folder for a trace of some more steps, see `jax.profiler.trace`.
 
@@ -200,7 +190,7 @@ def measure(
             Path(profile).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder of the trace: {error}") from error
-    work = prepare(config, mode, dtype)
+    work = prepare(config, mode)
     warm_up = sum(work.run() for _ in range(_WARM_UP))
     seconds = [work.run() for _ in range(repeat)]
     memory = peak_memory()
@@ -210,14 +200,14 @@ def measure(
                 work.run()
     flops = work.flops()
     median = statistics.median(seconds)
-    rate, matmul = flops / median, matmul_rate(dtype)
+    rate, matmul = flops / median, matmul_rate(config.dtype)
     device = jax.local_devices()[0]
     return {
         "mode": mode,
         "backbone": config.model.backbone,
         "batch": config.batch_size,
         "size": config.data.size,
-        "dtype": dtype,
+        "dtype": config.dtype,
         "repeat": repeat,
         "images_per_second": config.batch_size / median,
         "images_per_second_spread": _spread([config.batch_size / s for s in seconds]),

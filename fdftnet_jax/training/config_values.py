@@ -8,6 +8,7 @@ import ml_collections
 
 from fdftnet_jax.data import images, toy
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import precision
 from fdftnet_jax.training import freezing
 
 # Field -> its type, its lowest and its highest value.
@@ -48,6 +49,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.scaling": ("", *images.SCALINGS),
     "model.kind": ("classifier", "fdftnet"),
     "trainable": freezing.PHASES,
+    "dtype": precision.DTYPES,
     "augment.flip": (False, True),
 }
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fdftnet_jax import files
 from fdftnet_jax.data import augment, forgery_faces, images, pipeline, splits
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import registry
+from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import (
     config_values,
     freezing,
@@ -86,15 +86,19 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     else:
         start = initialization.Start.of(saved, own=True)
     preprocessing = initialization.preprocessing(config, start.scaling)
-    described = {**config.model.to_dict(), "variant": start.variant}
+    described = {
+        **config.model.to_dict(),
+        "variant": start.variant,
+        "dtype": config.dtype,
+    }
     model = registry.build(described, axis_name=steps.AXIS)
     variables = initialization.initialise(
         model, described, size=config.data.size, seed=config.seed, start=start
     )
     mask = freezing.trainable_mask(variables["params"], config.trainable)
-    apply = model.apply
+    apply = precision.computing_in(config.dtype, model.apply)
     if config.model.kind == "fdftnet" and config.trainable == "all":
-        apply = functools.partial(model.apply, train_backbone=True)
+        apply = functools.partial(apply, train_backbone=True)
     if start.weights and saved is None:
         left_out = ", ".join(start.weights["left_out"]) or "nothing"
         say(
