@@ -220,9 +220,10 @@ def depthwise_conv(
     """
     taps = kernel.reshape(-1, kernel.shape[-1])
     windows = _windows(images, kernel, strides, pads)
-    out = sum(
+    products = [
         wide(window) * wide(tap) for window, tap in zip(windows, taps, strict=True)
-    )
+    ]
+    out = functools.reduce(jnp.add, products)
     return out.astype(images.dtype)
 
 
