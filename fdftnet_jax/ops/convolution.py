@@ -223,8 +223,7 @@ def depthwise_conv(
     products = [
         wide(window) * wide(tap) for window, tap in zip(windows, taps, strict=True)
     ]
-    out = functools.reduce(jnp.add, products)
-    return out.astype(images.dtype)
+    return sum(products, start=jnp.zeros(())).astype(images.dtype)
 
 
 def _windows(images, kernel, strides, pads):
