@@ -8,6 +8,7 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Most of the suite's time is compilation: code is not optimised, and compiled once.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -43,3 +44,42 @@ def finetuned(tmp_path_factory, cache_dir, pretrained):
 
     workdir = tmp_path_factory.mktemp("runs") / "finetuned"
     return small_runs.run(small_runs.config(cache_dir, pretrained), workdir)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The section `data` of a config, of a small toy, with a cache of its own."""
+    from configs import base
+
+    data = base.get_config().data
+    data.cache_dir = str(tmp_path / "cache")
+    data.toy_examples.update(train=3, validation=1, test=2, finetune=1)
+    return data
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    """`data` of a folder of 12 real and 12 fake stub images, half train, half test."""
+    import prepared_folders
+
+    prepared_folders.write_folder(tmp_path / "faces")
+    data.name = "folder"
+    data.dir = str(tmp_path / "faces")
+    data.fractions.update(train=0.5, validation=0, test=0.5, finetune=0)
+    return data
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts the files that preparations decode, after they were inspected."""
+    from fdftnet_jax.data import images
+
+    paths = []
+    decode = images.decode
+
+    def counting(source):
+        paths.append(source)
+        return decode(source)
+
+    monkeypatch.setattr(images, "decode", counting)
+    return paths

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from PIL import Image
 
 from configs import finetune, pretrain
 from fdftnet_jax.data import augment, images
 from fdftnet_jax.models import layers, registry
 from fdftnet_jax.training import freezing, loop, optimizer, steps
+from fdftnet_jax.training.checkpoint import Checkpoints
 from fdftnet_jax.training.run_files import read_history
 
 BACKBONE = "small"
@@ -201,3 +203,45 @@ def wait_for(process, phase, times=1):
         if times == 0:
             return True
     return False
+
+
+class StopError(Exception):
+    """Stands for a machine that goes down."""
+
+
+def stop(monkeypatch, epoch, before_saving):
+    """Makes a run stop in an epoch, just before or just after its checkpoint."""
+    save = Checkpoints.save
+
+    def interrupted(self, state, meta, validation_loss):
+        if meta["progress"]["epoch"] < epoch:
+            return save(self, state, meta, validation_loss)
+        if not before_saving:
+            save(self, state, meta, validation_loss)
+        raise StopError
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+
+
+def stop_before_training(monkeypatch):
+    def stopped(*_):
+        raise StopError
+
+    monkeypatch.setattr(steps, "shard", stopped)
+
+
+def write_folder(folder, splits=("train", "validation", "test", "finetune"), number=4):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for label in ("real", "fake"):
+            target = folder / split / label
+            target.mkdir(parents=True)
+            for index in range(number):
+                picture = rng.integers(0, 256, (40, 48, 3), np.uint8)
+                Image.fromarray(picture).save(target / f"{index}.png")
+    return folder
+
+
+def folder_config(cache_dir, folder, init_from="", **changes):
+    changes = {"data.name": "folder", "data.dir": str(folder), **changes}
+    return config(cache_dir, init_from, **changes)

@@ -1,3 +1,5 @@
+"""Runs: what they write, how they go on, which are refused."""
+
 import functools
 import json
 import shutil
@@ -6,7 +8,6 @@ import chex
 import numpy as np
 import pytest
 import small_runs
-from PIL import Image
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
@@ -49,31 +50,6 @@ def test_what_a_run_writes(pretrained, cache_dir):
     assert meta["preprocessing"]["size"] == small_runs.SIZE
 
 
-class StopError(Exception):
-    """Stands for a machine that goes down."""
-
-
-def stop(monkeypatch, epoch, before_saving):
-    """Makes a run stop in an epoch, just before or just after its checkpoint."""
-    save = Checkpoints.save
-
-    def interrupted(self, state, meta, validation_loss):
-        if meta["progress"]["epoch"] < epoch:
-            return save(self, state, meta, validation_loss)
-        if not before_saving:
-            save(self, state, meta, validation_loss)
-        raise StopError
-
-    monkeypatch.setattr(Checkpoints, "save", interrupted)
-
-
-def stop_before_training(monkeypatch):
-    def stopped(*_):
-        raise StopError
-
-    monkeypatch.setattr(steps, "shard", stopped)
-
-
 @pytest.mark.parametrize(
     ("kind", "before_saving"),
     [("pretrained", False), ("pretrained", True), ("finetuned", False)],
@@ -84,8 +60,8 @@ def test_a_resumed_run_is_the_undisturbed_one(
     undisturbed = request.getfixturevalue(kind)
     init_from = pretrained if kind == "finetuned" else ""
     config = small_runs.config(cache_dir, init_from)
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop(patch, 2, before_saving)
+    with monkeypatch.context() as patch, pytest.raises(small_runs.StopError):
+        small_runs.stop(patch, 2, before_saving)
         small_runs.run(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         steps_per_epoch = read_history(undisturbed)[0]["step"]
@@ -131,8 +107,8 @@ def test_a_changed_config_is_refused(pretrained, cache_dir):
 def test_a_run_without_a_checkpoint_may_change_its_config(
     cache_dir, tmp_path, monkeypatch
 ):
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop(patch, 1, before_saving=True)
+    with monkeypatch.context() as patch, pytest.raises(small_runs.StopError):
+        small_runs.stop(patch, 1, before_saving=True)
         small_runs.run(small_runs.config(cache_dir, epochs=9), tmp_path)
     small_runs.run(small_runs.config(cache_dir, epochs=1), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
@@ -140,10 +116,10 @@ def test_a_run_without_a_checkpoint_may_change_its_config(
 
 
 def test_changed_data_is_refused(cache_dir, tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "photos")
-    config = folder_config(cache_dir, folder)
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        stop(patch, 1, before_saving=False)
+    folder = small_runs.write_folder(tmp_path / "photos")
+    config = small_runs.folder_config(cache_dir, folder)
+    with monkeypatch.context() as patch, pytest.raises(small_runs.StopError):
+        small_runs.stop(patch, 1, before_saving=False)
         small_runs.run(config, tmp_path / "run")
     (folder / "train" / "real" / "0.png").unlink()
     with pytest.raises(UserError, match=r"data of .*run has changed"):
@@ -172,153 +148,6 @@ def test_early_stopping_and_selection(cache_dir, tmp_path, monkeypatch, capsys):
     )
 
 
-# Fine-tuning.
-
-
-def test_fine_tuning_starts_from_the_best_backbone_and_keeps_it(
-    cache_dir, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        small_runs.pretend(patch, 0.2, 0.1, 0.3)
-        base = small_runs.run(small_runs.config(cache_dir), tmp_path / "base")
-    workdir = small_runs.run(small_runs.config(cache_dir, base), tmp_path / "run")
-    with Checkpoints(base) as checkpoints:
-        assert checkpoints.best < checkpoints.latest
-        best = checkpoints.load_variables()
-    with Checkpoints(workdir) as checkpoints:
-        latest = checkpoints.load_variables(checkpoints.latest)
-    for collection in ("params", "batch_stats"):
-        # The classification layers are cut off.
-        expected = {k: v for k, v in best[collection].items() if k != "top"}
-        assert expected
-        chex.assert_trees_all_equal(latest[collection]["backbone"], expected)
-
-
-def test_a_fine_tuning_goes_on_without_the_run_it_came_from(
-    pretrained, cache_dir, tmp_path, monkeypatch, capsys
-):
-    base = shutil.copytree(pretrained, tmp_path / "base")
-    config = small_runs.config(cache_dir, base)
-    stop(monkeypatch, 1, before_saving=False)
-    with pytest.raises(StopError):
-        small_runs.run(config, tmp_path / "run")
-    monkeypatch.undo()
-    shutil.rmtree(base)
-    small_runs.run(config, tmp_path / "run")
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        meta = checkpoints.load_meta()
-    assert [r["data"]["train_split"] for r in meta["trained_on"]] == [
-        "finetune",
-        "train",
-    ]
-    small_runs.run(config, tmp_path / "run")
-    assert "is finished" in capsys.readouterr().err
-
-
-def test_an_unfinished_pre_training_is_warned_of(cache_dir, tmp_path, monkeypatch):
-    stop(monkeypatch, 2, before_saving=True)
-    with pytest.raises(StopError):
-        small_runs.run(small_runs.config(cache_dir), tmp_path / "base")
-    monkeypatch.undo()
-    stop_before_training(monkeypatch)
-    with (
-        pytest.warns(UserWarning, match="base has not finished"),
-        pytest.raises(StopError),
-    ):
-        small_runs.run(
-            small_runs.config(cache_dir, tmp_path / "base"), tmp_path / "run"
-        )
-
-
-def test_fine_tuning_goes_on_from_a_fine_tuned_backbone(finetuned, cache_dir, tmp_path):
-    small_runs.run(small_runs.config(cache_dir, finetuned), tmp_path)
-    with Checkpoints(finetuned) as old, Checkpoints(tmp_path) as new:
-        chex.assert_trees_all_equal(
-            old.load_variables()["params"]["backbone"],
-            new.load_variables()["params"]["backbone"],
-        )
-
-
-def test_a_released_backbone_is_trained(pretrained, cache_dir, tmp_path):
-    config = small_runs.config(cache_dir, pretrained, trainable="all", epochs=1)
-    small_runs.run(config, tmp_path)
-    with Checkpoints(pretrained) as old, Checkpoints(tmp_path) as new:
-        before, after = old.load_variables(), new.load_variables()
-    for collection, layer, name in (
-        ("params", "conv1", "kernel"),
-        ("batch_stats", "bn1", "mean"),
-    ):
-        found = after[collection]["backbone"][layer][name]
-        assert np.any(found != before[collection][layer][name])
-
-
-@pytest.mark.parametrize(
-    ("shots", "said", "number"),
-    [(12, False, 24), (99, True, 32), (0, False, 32)],
-)
-def test_shots(
-    shots, said, number, pretrained, cache_dir, tmp_path, monkeypatch, capsys
-):
-    """Of 16 images a class, whose number the first line says."""
-    stop_before_training(monkeypatch)
-    config = small_runs.config(cache_dir, pretrained, **{"data.shots": shots})
-    with pytest.raises(StopError):
-        small_runs.run(config, tmp_path)
-    said_now = capsys.readouterr().err
-    assert f"on {number} images of toy-both" in said_now
-    fewer = (
-        "fewer than 99 shots per class in the split 'finetune' of toy-both: taking 16 "
-        "real and 16 fake"
-    )
-    assert (fewer in said_now) == said
-    assert ("fewer than" in said_now) == said
-
-
-def write_folder(folder, splits=("train", "validation", "test", "finetune"), number=4):
-    rng = np.random.default_rng(0)
-    for split in splits:
-        for label in ("real", "fake"):
-            target = folder / split / label
-            target.mkdir(parents=True)
-            for index in range(number):
-                picture = rng.integers(0, 256, (40, 48, 3), np.uint8)
-                Image.fromarray(picture).save(target / f"{index}.png")
-    return folder
-
-
-def folder_config(cache_dir, folder, init_from="", **changes):
-    changes = {"data.name": "folder", "data.dir": str(folder), **changes}
-    return small_runs.config(cache_dir, init_from, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"init_from": ""}, "give the workdir of .* with --config.init_from=PATH"),
-        ({"init_from": "/nowhere"}, "no checkpoints in /nowhere"),
-        (
-            {"model.backbone": "squeezenet"},
-            "holds the backbone 'small', the config asks for 'squeezenet'",
-        ),
-        ({"data.size": 64}, "'size': 32.*asks for .*'size': 64"),
-        ({"trainable": "tail"}, "expected .head. or .all."),
-        ({"batch_size": 7}, "not a multiple of the 2 devices"),
-        ({"epochs": 0}, "epochs is 0: expected a whole number, 1 or more"),
-        ({"patience": -1}, "patience is -1: expected a whole number, 1 or"),
-        ({"seed": -1}, "seed is -1: expected a whole number, 0 to 2147483647"),
-        ({"data.shots": -5}, "data.shots is -5: expected a whole number, 0"),
-        ({"model.num_stages": 5}, "num_stages is 5: expected a whole number, 1 to 4"),
-        ({"data.train_split": "test"}, "'test': expected 'train' or 'finetune'"),
-        ({"data.dir": "/nowhere", "data.name": "folder"}, "/nowhere"),
-    ],
-)
-def test_mistakes_of_fine_tuning(changes, message, pretrained, cache_dir, tmp_path):
-    config = small_runs.config(cache_dir, pretrained, **changes)
-    with pytest.raises(UserError, match=message):
-        small_runs.run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
 def test_a_classifier_has_no_head_to_train(cache_dir, tmp_path):
     with pytest.raises(UserError, match="freeze nothing"):
         small_runs.run(small_runs.config(cache_dir, trainable="head"), tmp_path)
@@ -344,13 +173,17 @@ def test_a_backbone_of_other_shapes_is_refused(
 
 def test_one_folder_is_split_in_one_way(cache_dir, pretrained, tmp_path, monkeypatch):
     """Another split of the same folder would test on what the backbone has seen."""
-    folder = write_folder(tmp_path / "photos", splits=("",), number=40)
+    folder = small_runs.write_folder(tmp_path / "photos", splits=("",), number=40)
     monkeypatch.chdir(tmp_path)
-    small_runs.run(folder_config(cache_dir, folder, epochs=1), tmp_path / "base")
+    small_runs.run(
+        small_runs.folder_config(cache_dir, folder, epochs=1), tmp_path / "base"
+    )
 
     def finetune(**changes):
-        config = folder_config(cache_dir, "photos/", tmp_path / "base", **changes)
-        stop_before_training(monkeypatch)
+        config = small_runs.folder_config(
+            cache_dir, "photos/", tmp_path / "base", **changes
+        )
+        small_runs.stop_before_training(monkeypatch)
         small_runs.run(config, tmp_path / "run")
 
     (tmp_path / "link").symlink_to(folder)
@@ -360,11 +193,11 @@ def test_one_folder_is_split_in_one_way(cache_dir, pretrained, tmp_path, monkeyp
     ):
         with pytest.raises(UserError, match=r"same folder split by .*give the same"):
             finetune(**changes)
-    with pytest.raises(StopError):
+    with pytest.raises(small_runs.StopError):
         finetune()
     # Another folder may be split in its own way.
     shutil.copytree(folder, tmp_path / "others")
-    with pytest.raises(StopError):
+    with pytest.raises(small_runs.StopError):
         finetune(
             **{
                 "data.dir": "others",
