@@ -27,7 +27,7 @@ def _lax_conv(images, kernel, strides, pads, groups=1):
     )
 
 
-def _flax_norm(x, scale, bias):
+def _norm(x, scale, bias):
     axes = tuple(range(x.ndim - 1))
     mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
     return (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
@@ -75,7 +75,7 @@ OPERATIONS = {
     ),
     "batch norm": (
         lambda x, s, b: normalization.batch_norm(x, s, b, 1e-3)[0],
-        _flax_norm,
+        _norm,
         [(9, 8, 6)],
         [(6,), (6,)],
     ),
@@ -168,7 +168,7 @@ def test_the_statistics_of_a_batch_norm():
 
 
 def test_batch_norm_over_devices_is_that_of_the_whole_batch():
-    """Values, and the gradients of the sum over all devices."""
+    """The gradients of the sum over all devices, and so the statistics."""
     x, scale, bias = _arguments("batch norm")
     weights = np.random.default_rng(9).normal(size=x.shape).astype(np.float32)
 

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fdftnet_jax.ops import groups
 from fdftnet_jax.ops.reduction import channel_sums, wide
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 # Pixels of an output that is so small that its patches are gathered.
 _FEW = 9
+# What the patches of a group of images take, at most, to stay in a CPU's cache.
+_GROUP_BYTES = 4 * 2**20
 
 
 def conv_general_dilated(
@@ -142,8 +143,9 @@ def dense_conv(
         def of_group(images):
             return _patches(images, kernel, strides, pads) @ rows
 
-        size = _patch_bytes(images, kernel, strides, pads)
-        return groups.map_images(of_group, [images], size)
+        (grouped,) = _grouped([images], kernel, strides, pads)
+        out = lax.map(of_group, grouped)
+        return out.reshape(images.shape[0], *out.shape[2:])
 
     return lax.platform_dependent(images, kernel, cpu=by_patches, default=by_lax)
 
@@ -158,12 +160,22 @@ def _patches(images, kernel, strides, pads):
     return jnp.concatenate(list(_windows(images, kernel, strides, pads)), axis=-1)
 
 
-def _patch_bytes(images, kernel, strides, pads):
-    """Of one image."""
-    shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-    patches = functools.partial(_patches, strides=strides, pads=pads)
-    found = jax.eval_shape(patches, shape, kernel)
-    return found.size * found.dtype.itemsize
+def _grouped(arrays, kernel, strides, pads):
+    """[batch, ...] each -> [groups, images, ...], images and more, by patches in cache.
+
+    A batch of unknown size, of an exported program, comes in groups of one.
+    """
+    images, *_ = arrays
+    batch, *shape = images.shape
+    size = 1
+    if isinstance(batch, int):
+        one = jax.ShapeDtypeStruct((1, *shape), images.dtype)
+        patches = functools.partial(_patches, strides=strides, pads=pads)
+        found = jax.eval_shape(patches, one, kernel)
+        fitting = _GROUP_BYTES // (found.size * found.dtype.itemsize)
+        divisors = (n for n in range(min(batch, fitting), 0, -1) if batch % n == 0)
+        size = next(divisors, 1)
+    return [array.reshape(-1, size, *array.shape[1:]) for array in arrays]
 
 
 def _dense_forward(images, kernel, strides, pads):
@@ -173,10 +185,12 @@ def _dense_forward(images, kernel, strides, pads):
 def _dense_backward(strides, pads, residuals, cotangent):
     images, kernel = residuals
     by_lax = functools.partial(_lax_conv, strides=strides, pads=pads)
-    (image_gradient,) = jax.vjp(lambda x: by_lax(x, kernel), images)[1](cotangent)
+    to_images = jax.linear_transpose(lambda images: by_lax(images, kernel), images)
+    (image_gradient,) = to_images(cotangent)
 
     def kernel_by_lax(images, cotangent):
-        return jax.vjp(lambda k: by_lax(images, k), kernel)[1](cotangent)[0]
+        to_kernel = jax.linear_transpose(lambda kernel: by_lax(images, kernel), kernel)
+        return to_kernel(cotangent)[0]
 
     def kernel_by_patches(images, cotangent):
         def add_group(total, group):
@@ -189,8 +203,7 @@ def _dense_backward(strides, pads, residuals, cotangent):
 
         shape = kernel.shape[-1], kernel[..., 0].size
         start = jnp.zeros(shape, wide(kernel).dtype)
-        size = _patch_bytes(images, kernel, strides, pads)
-        pairs = groups.split([images, cotangent], size)
+        pairs = _grouped([images, cotangent], kernel, strides, pads)
         total, _ = lax.scan(add_group, start, pairs)
         return total.T.reshape(kernel.shape).astype(kernel.dtype)
 

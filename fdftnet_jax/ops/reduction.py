@@ -35,19 +35,19 @@ def _written_out(*factors):
     So the sums over the rows and columns are written out, and a product with ones,
     which is as fast, adds up what is left.
     """
-    terms = _sum_of_rows(_product, *factors)
+    terms = _sum_of_rows(*factors)
     while terms.ndim > 2:
-        terms = _sum_of_rows(lambda rows: rows[0], terms)
+        terms = _sum_of_rows(terms)
     return jnp.ones(terms.shape[0], terms.dtype) @ terms
 
 
-def _sum_of_rows(combine, *arrays):
-    """[..., n, channels] each -> [..., channels], the sum of n combinations."""
-    *shape, number, channels = arrays[0].shape
-    total = jnp.zeros((*shape, channels), wide(arrays[0]).dtype)
+def _sum_of_rows(*factors):
+    """[..., n, channels] each -> [..., channels], the sum of n products."""
+    *shape, number, channels = factors[0].shape
+    total = jnp.zeros((*shape, channels), wide(factors[0]).dtype)
     for start in range(0, number, _TERMS):
         rows = range(start, min(number, start + _TERMS))
-        terms = [combine([array[..., row, :] for array in arrays]) for row in rows]
+        terms = [_product([factor[..., row, :] for factor in factors]) for row in rows]
         total += functools.reduce(jnp.add, terms)
     return total
 
