@@ -45,8 +45,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_split = "train"
     # Images per class drawn from the training split by the seed; 0 takes all.
     config.data.shots = 0
-    # How a record becomes the network's input; 'resize' stretches the whole image.
+    # Images of the old forgery, per class, that are mixed with the training split, and
+    # of its validation split with the validation split; 0 for none.
+    config.data.replay = 0
+    # The folder of the old forgery; '' is what init_from was trained on last.
+    config.data.replay_dir = ""
+    # How a record becomes the network's input: 'resize' stretches the whole image,
+    # 'crops' cuts windows at native resolution, anywhere in training, on a fixed grid
+    # (whose logits are averaged) in evaluation.
     config.data.view = "resize"
+    # crops: windows of the grid along each axis, from edge to edge.
+    config.data.crop_grid = 3
     # Side of the network's square input, in pixels.
     config.data.size = 64
     # Scaling of the pixels: 'minus_one_one', 'zero_one' or 'imagenet' (mean and
@@ -61,7 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.threads = 4
 
     config.model = ml_collections.ConfigDict()
-    # 'classifier' (the backbone with its own top) or 'fdftnet'.
+    # 'classifier' (the backbone with its own top), 'fdftnet', or 'linear' (one dense
+    # layer on the mean of the backbone's features).
     config.model.kind = "classifier"
     # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', or MODULE:ATTRIBUTE of
     # your own.
@@ -79,6 +89,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     # What is trained: 'all', or 'head' (everything but the backbone).
     config.trainable = "all"
+    # trainable=head: the epoch from which the backbone is trained, too; 0 for never.
+    config.release_epoch = 0
+    # Classes of unequal number: 'weights' of the loss or 'batches' with as many of each
+    # count both the same, and so does the validation loss then; 'none' does nothing.
+    config.class_balance = "none"
 
     # What the network computes in: 'float32', or 'bfloat16' for GPUs and TPUs.
     # Parameters, statistics, softmax and loss are float32 in both.
@@ -101,6 +116,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_epochs = 0.0
     # Largest global norm of a gradient; 0 does not clip.
     config.optimizer.clip_norm = 0.0
+    # Share of the learning rate that a backbone below other layers gets.
+    config.optimizer.backbone_rate = 1.0
+    # Strength of L2-SP, a pull of that backbone's weights to where they started.
+    config.optimizer.l2_sp = 0.0
 
     config.augment = ml_collections.ConfigDict()
     # Zoom per axis, uniform in 1 +- this.

@@ -23,6 +23,8 @@ from fdftnet_jax.training.run_files import read_history
 
 BACKBONE = "small"
 SIZE = 32
+# Of the section `optimizer` of a config, without a learning rate.
+OPTIMIZER = {"momentum": 0.9, "clip_norm": 0.0, "backbone_rate": 1.0, "l2_sp": 0.0}
 
 
 class SmallNet(nn.Module):
@@ -86,9 +88,7 @@ def task(model, phase="head", *, size=SIZE, traced_only=False, rate=0.05):
         scale=images.scale,
         augment=augmented,
         l2=registry.l2_weights(model),
-        optimizer=optimizer.create(
-            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: rate, mask
-        ),
+        optimizer=optimizer.create(OPTIMIZER, lambda step: rate, mask),
         mask=mask,
         seed=0,
     )

@@ -4,6 +4,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import small_runs
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training import checkpoint, optimizer, steps
@@ -29,7 +30,7 @@ def state(step, *, mask=None, batch_stats=True, width=3):
         "backbone": {"conv": {"kernel": False}},
         "classifier": {"bias": True},
     }
-    rule = optimizer.create({"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.1, mask)
+    rule = optimizer.create(small_runs.OPTIMIZER, lambda step: 0.1, mask)
     _, opt_state = rule.update(params, rule.init(params), params)
     stats = {"bn": {"mean": rng.normal(size=4).astype(np.float32)}}
     return steps.TrainState(

@@ -2,6 +2,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -21,6 +22,28 @@ def tree(*parts):
         }
         for part in parts
     }
+
+
+def run_config(trainable, release_epoch=0):
+    return ml_collections.ConfigDict(
+        {"trainable": trainable, "release_epoch": release_epoch}
+    )
+
+
+def test_a_run_has_one_phase_or_releases_its_backbone():
+    params = tree("backbone", "classifier")
+    (frozen,) = freezing.phases(params, run_config("head"))
+    assert frozen.mask == freezing.trainable_mask(params, "head")
+    assert frozen.options == {} and frozen.number(params) == 9
+    (whole,) = freezing.phases(params, run_config("all"))
+    assert whole.options == {"train_backbone": True} and whole.number(params) == 18
+    (of_classifier,) = freezing.phases(tree("conv1", "top"), run_config("all"))
+    assert of_classifier.options == {}
+    first, second = released = freezing.phases(params, run_config("head", 3))
+    assert (first.mask, second.mask) == (frozen.mask, whole.mask)
+    assert second.options == {"train_backbone": True}
+    found = [freezing.phase_at(released, epoch) for epoch in range(5)]
+    assert found == [0, 0, 0, 1, 1]
 
 
 # A part whose name merely contains the pattern is not the backbone.

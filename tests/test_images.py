@@ -225,6 +225,7 @@ def test_preprocessing_round_trips_through_a_dict():
         "size": 32,
         "filter": "bilinear",
         "scaling": "minus_one_one",
+        "grid": 1,
     }
     assert images.Preprocessing.from_dict(values) == preprocessing
 

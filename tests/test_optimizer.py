@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import optax
@@ -12,6 +13,8 @@ def options(**changes):
         "momentum": 0.9,
         "warmup_epochs": 0.0,
         "clip_norm": 0.0,
+        "backbone_rate": 1.0,
+        "l2_sp": 0.0,
         **changes,
     }
 
@@ -81,6 +84,34 @@ def test_updates_against_numpy(warmup_epochs, clip_norm):
         assert not np.allclose(weight, start["head"][name], atol=1e-2)
     for name, weight in start["backbone"].items():
         np.testing.assert_array_equal(params["backbone"][name], weight)
+
+
+def test_a_released_backbone_is_pulled_back_and_slower():
+    """L2-SP and its share of the rate, written out in float64."""
+    steps, momentum, strength, share, clip = 6, 0.9, 0.7, 0.25, 1.5
+    mask = jax.tree.map(lambda _: True, MASK)
+    chosen = options(l2_sp=strength, backbone_rate=share, clip_norm=clip)
+    transform = optimizer.create(chosen, lambda step: 0.1, mask)
+    params = start = random_tree(0)
+    state = transform.init(params)
+    weights = jax.tree.map(lambda w: w.astype(np.float64), params)
+    velocity = jax.tree.map(np.zeros_like, weights)
+    for step in range(steps):
+        gradients = random_tree(1 + step)
+        updates, state = transform.update(gradients, state, params)
+        params = jax.device_get(optax.apply_updates(params, updates))
+
+        norm = np.sqrt(sum(np.sum(g**2.0) for g in jax.tree.leaves(gradients)))
+        shrink = min(1.0, clip / norm)
+        for part, names in MASK.items():
+            of_backbone = part == "backbone"
+            for name in names:
+                pull = strength * (weights[part][name] - start[part][name])
+                gradient = shrink * gradients[part][name] + of_backbone * pull
+                velocity[part][name] = momentum * velocity[part][name] + gradient
+                rate = 0.1 * (share if of_backbone else 1.0)
+                weights[part][name] = weights[part][name] - rate * velocity[part][name]
+    chex.assert_trees_all_close(params, weights, rtol=1e-5, atol=1e-5)
 
 
 def test_state_has_no_arrays_for_frozen_leaves():

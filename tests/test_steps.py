@@ -99,9 +99,7 @@ def toy_task(**changes):
         "scale": lambda images: images / 255,
         "augment": noisy,
         "l2": {},
-        "optimizer": optimizer.create(
-            {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.0, mask
-        ),
+        "optimizer": optimizer.create(small_runs.OPTIMIZER, lambda step: 0.0, mask),
         "mask": mask,
         "seed": 0,
     }
@@ -223,6 +221,35 @@ def test_evaluation_scores_the_source_in_its_order(evaluated, order):
     assert means["loss"] == pytest.approx(loss, rel=1e-4)
     called = expected[:, 1] >= expected[:, 0]
     assert means["accuracy"] == pytest.approx(np.mean(called == source["label"]))
+
+
+def test_the_views_of_an_image_share_its_score(evaluated):
+    """The logits of a grid of windows are the mean of theirs."""
+    eval_step, variables, forward = evaluated
+    views = np.stack([small_runs.batch(8, seed=k)["image"] for k in range(3)], 1)
+    batch = {**small_runs.batch(8), "image": views, "index": np.arange(8)}
+    batch["mask"] = np.ones(8, np.float32)
+    _, logits = steps.evaluate(eval_step, steps.replicate(variables), [batch], 8)
+    expected = np.mean([forward(views[:, k]) for k in range(3)], axis=0)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_weigh_the_loss():
+    """One step of plain SGD, against the gradient in float64."""
+    rule, weights = optax.sgd(1.0), (0.25, 3.0)
+    params = {"classifier": {"kernel": np.float32(0.5)}}
+    task, state = toy_task(augment=None, optimizer=rule, class_weights=weights)
+    task = steps.Task(**{**vars(task), "apply": without_dropout(task.apply)})
+    state = state.replace(params=params, opt_state=rule.init(params))
+    after, metrics = train(task, state, 1)
+    batch = small_runs.batch()
+    pixel, label = batch["image"][:, 0, 0, 0] / 255.0, batch["label"]
+    slope = (special.expit(0.5 * pixel) - label) * pixel
+    expected = 0.5 - np.mean(np.array(weights)[label] * slope)
+    assert after.params["classifier"]["kernel"] == pytest.approx(expected, rel=1e-5)
+    # What is measured is not weighted.
+    losses = np.logaddexp(0, np.where(label == 1, -0.5, 0.5) * pixel)
+    assert metrics[0]["loss"] == pytest.approx(losses.sum(), rel=1e-5)
 
 
 def test_an_example_that_was_not_scored_shows(evaluated):

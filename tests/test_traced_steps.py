@@ -84,9 +84,7 @@ def test_no_backward_pass_of_the_frozen_backbone_is_traced(backbone):
     alone = fdftnet.FDFtNet(
         GivenFeatures(features.shape[1:]), 1, 1, axis_name=steps.AXIS
     )
-    rule = optimizer.create(
-        {"momentum": 0.9, "clip_norm": 0.0}, lambda step: 0.05, mask
-    )
+    rule = optimizer.create(small_runs.OPTIMIZER, lambda step: 0.05, mask)
     task = steps.Task(
         alone.apply, images.scale, whole.augment, whole.l2, rule, mask, seed=0
     )

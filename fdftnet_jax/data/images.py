@@ -9,11 +9,13 @@ evaluation and prediction cannot disagree.
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import stat
+import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -260,19 +262,21 @@ def decode_png(data: bytes) -> np.ndarray:
         return np.array(image)
 
 
+def png_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a PNG, by its header alone."""
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR}
+VIEWS = ("resize", "crops")
 
 
-def _resize(image: np.ndarray, size: int, filter_name: str) -> np.ndarray:
-    """The whole image, stretched to a square by an antialiased filter."""
+def _resize(image: np.ndarray, height: int, width: int, filter_name: str) -> np.ndarray:
+    """The whole image, stretched by an antialiased filter."""
     # Pillow widens the filter's support by the reduction factor: no aliasing.
-    resized = Image.fromarray(image).resize((size, size), _FILTERS[filter_name])
+    resized = Image.fromarray(image).resize((width, height), _FILTERS[filter_name])
     return np.array(resized)
-
-
-# How an image becomes the square that the network sees:
-# ([h, w, 3] uint8, size, filter) -> [size, size, 3] uint8.
-VIEWS: dict[str, Callable[[np.ndarray, int, str], np.ndarray]] = {"resize": _resize}
 
 
 def _minus_one_one(images: Array) -> Array:
@@ -306,9 +310,12 @@ class Preprocessing:
     """Everything between a decoded image and the network's input.
 
     Attributes:
-      view: a key of `VIEWS`; 'resize' stretches the whole image.
+      view: one of `VIEWS`; 'resize' stretches the whole image, 'crops' cuts windows at
+        its native resolution.
       size: side of the network's square input, in pixels.
       filter: 'bilinear', antialiased.
+      grid: of 'crops', the windows along each axis that an image is scored by, evenly
+        from edge to edge.
       scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
 
     Raises:
@@ -319,9 +326,10 @@ class Preprocessing:
     size: int = 64
     filter: str = "bilinear"
     scaling: str = "minus_one_one"
+    grid: int = 1
 
     def __post_init__(self) -> None:
-        known: dict[str, dict] = {
+        known: dict[str, Iterable[str]] = {
             "view": VIEWS,
             "filter": _FILTERS,
             "scaling": SCALINGS,
@@ -332,11 +340,13 @@ class Preprocessing:
                     f"expected preprocessing {field} to be one of {sorted(values)}, "
                     f"found {getattr(self, field)!r}; choose one of them"
                 )
-        if not (isinstance(self.size, int) and self.size > 0):
-            raise UserError(
-                "expected preprocessing size to be a positive number of pixels, "
-                f"found {self.size!r}; give for example 64"
-            )
+        for field, example in (("size", 64), ("grid", 3)):
+            value = getattr(self, field)
+            if not (isinstance(value, int) and value > 0):
+                raise UserError(
+                    f"expected preprocessing {field} to be a positive whole number, "
+                    f"found {value!r}; give for example {example}"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -354,8 +364,55 @@ class Preprocessing:
         return dataclasses.asdict(self)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Applies the view: [h, w, 3] uint8 RGB -> [size, size, 3] uint8 RGB."""
-        return VIEWS[self.view](image, self.size, self.filter)
+        """What an image is scored by.
+
+        Args:
+          image: [h, w, 3] uint8 RGB.
+
+        Returns:
+          [size, size, 3] uint8 RGB, or for 'crops' [grid^2, size, size, 3], row by row.
+        """
+        if self.view == "resize":
+            return _resize(image, self.size, self.size, self.filter)
+        image = self._large_enough(image)
+        tops, lefts = (self._places(length) for length in image.shape[:2])
+        corners = itertools.product(tops, lefts)
+        return np.stack([self._window(image, *corner) for corner in corners])
+
+    def random_view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A view to train on: of 'crops', one window anywhere in the image.
+
+        Args:
+          image: [h, w, 3] uint8 RGB.
+          rng: of the draw.
+
+        Returns:
+          [size, size, 3] uint8 RGB.
+        """
+        if self.view == "resize":
+            return self(image)
+        image = self._large_enough(image)
+        top, left = (rng.integers(0, n - self.size + 1) for n in image.shape[:2])
+        return self._window(image, int(top), int(left))
+
+    def _large_enough(self, image: np.ndarray) -> np.ndarray:
+        """The image, enlarged in proportion where it is smaller than a window."""
+        height, width = image.shape[:2]
+        ratio = self.size / min(height, width)
+        if ratio <= 1:
+            return image
+        height, width = (max(self.size, round(n * ratio)) for n in (height, width))
+        return _resize(image, height, width, self.filter)
+
+    def _places(self, length: int) -> list[int]:
+        """Where the windows of the grid begin along an axis."""
+        free = length - self.size
+        if self.grid == 1:
+            return [free // 2]
+        return [round(i * free / (self.grid - 1)) for i in range(self.grid)]
+
+    def _window(self, image: np.ndarray, top: int, left: int) -> np.ndarray:
+        return image[top : top + self.size, left : left + self.size]
 
 
 def scale(images: Array, scaling: str = "minus_one_one") -> Array:

@@ -5,16 +5,20 @@ reads on exactly where it stopped. The global batch at a step is cut into equal 
 one chunk a process.
 """
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import grain
 import numpy as np
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data.images import decode_png
 from fdftnet_jax.errors import UserError
 
+# Sets the draw of views apart from the order of a member of that number.
+_VIEWS = 2**31
 Item = TypeVar("Item", covariant=True)
 
 
@@ -36,47 +40,65 @@ Source = RandomAccess[Example]
 class ViewSource:
     """Records as the network sees them, each decoded once while memory lasts.
 
-    Item i is {image: [size, size, 3] uint8, label: [] int32, index: [] int32}, where
-    `index` is i, so that a score finds its record again.
+    Item i is {image: uint8, label: [] int32, index: [] int32}, where `index` is i, so
+    that a score finds its record again.
     """
 
     def __init__(
         self,
         records: Records,
-        preprocessing: images.Preprocessing,
+        view: Callable[[np.ndarray], np.ndarray],
         cache_megabytes: int = 2048,
     ):
         """Wraps records.
 
         Args:
           records: random access to {image: PNG bytes, label: int, ...}.
-          preprocessing: how an image becomes the network's input.
-          cache_megabytes: decoded views are kept in memory up to this size.
+          view: what becomes of a decoded image, [h, w, 3] uint8: a `Preprocessing`, or
+            `native` where the views are drawn later.
+          cache_megabytes: views are kept in memory up to this size.
         """
         self._records = records
-        self._preprocessing = preprocessing
-        shape = (preprocessing.size, preprocessing.size, 3)
-        capacity = min(len(records), cache_megabytes * 10**6 // math.prod(shape))
-        # The first `capacity` records are kept. Memory is committed as it is filled.
-        # Two threads that meet on one record write the same values; the flag is last.
-        self._views = np.empty((capacity, *shape), np.uint8)
-        self._labels = np.empty(capacity, np.int32)
-        self._kept = np.zeros(capacity, bool)
+        self._view = view
+        # Two threads that meet on one record keep the same values.
+        self._kept: dict[int, tuple[np.ndarray, np.int32]] = {}
+        self._left = cache_megabytes * 10**6
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> Example:
-        if i < len(self._kept) and self._kept[i]:
-            image, label = self._views[i].copy(), self._labels[i]
+        if i in self._kept:
+            image, label = self._kept[i]
         else:
             record = self._records[i]
-            image = self._preprocessing(images.decode_png(record["image"]))
+            image = self._view(decode_png(record["image"]))
             label = np.int32(record["label"])
-            if i < len(self._kept):
-                self._views[i], self._labels[i] = image, label
-                self._kept[i] = True
-        return {"image": image, "label": label, "index": np.int32(i)}
+            if image.nbytes <= self._left:
+                self._left -= image.nbytes
+                self._kept[i] = image, label
+        return {"image": image.copy(), "label": label, "index": np.int32(i)}
+
+
+def native(image: np.ndarray) -> np.ndarray:
+    """The view of a source whose images are cut later."""
+    return image
+
+
+class Joined:
+    """Records of several data sets, one after the other."""
+
+    def __init__(self, parts: Sequence[Records]):
+        """Joins `parts`."""
+        self._parts = parts
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part][i - (self._ends[part] - len(self._parts[part]))]
 
 
 class Subset:
@@ -131,6 +153,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 4,
+    view: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
 ) -> Iterator[Example]:
     """Yields the batches of a weighted mixture, without end.
 
@@ -146,6 +169,9 @@ def train_batches(
       process_index: this process, which gets its rows of each global batch.
       process_count: number of processes, a divisor of `batch_size`.
       threads: reader threads; 0 reads in the caller's.
+      view: draws the network's view of an image, [h, w, 3] uint8 -> [size, size, 3],
+        anew in each epoch, by a generator that follows from the seed and the place of
+        the image in the run; None where the members' items are views already.
 
     Yields:
       {image: [b, size, size, 3] uint8, label: [b] int32, index: [b] int32} with
@@ -160,6 +186,11 @@ def train_batches(
         for k, (source, _) in enumerate(members)
     ]
     mixture = grain.MapDataset.mix(shuffled, [weight for _, weight in members])
+    if view is not None:
+        mixture = mixture.random_map(
+            lambda item, rng: {**item, "image": view(item["image"], rng)},
+            seed=int(np.random.SeedSequence((seed, _VIEWS)).generate_state(1)[0]),
+        )
     chunks = _chunks(mixture, batch_size, process_count)
     return _read(
         chunks[start_step * process_count + process_index :: process_count], threads
@@ -186,8 +217,9 @@ def eval_batches(
 
     Yields:
       {image: [b, size, size, 3] uint8, label: [b] int32, index: [b] int32, mask: [b]
-      float32} with b = batch_size / process_count; `mask` is 1 for an example and 0
-      for filling. Every process gets the same number of batches.
+      float32} with b = batch_size / process_count; `index` is the place in `source`,
+      `mask` is 1 for an example and 0 for filling. Every process gets the same number
+      of batches.
     """
     padded = grain.MapDataset.source(_Padded(source, batch_size))
     chunks = _chunks(padded, batch_size, process_count)
@@ -206,7 +238,7 @@ class _Padded:
 
     def __getitem__(self, i: int) -> Example:
         if i < len(self._source):
-            return {**self._source[i], "mask": np.float32(1)}
+            return {**self._source[i], "index": np.int32(i), "mask": np.float32(1)}
         filling = {k: np.zeros_like(v) for k, v in self._source[0].items()}
         return {**filling, "index": np.int32(-1), "mask": np.float32(0)}
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, pipeline, splits
+from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import steps
@@ -84,7 +83,7 @@ def score_split(
         variables = checkpoints.load_variables()
         step = checkpoints.best
     preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
-    config = data_config(meta["trained_on"], data or {})
+    config = past_runs.data_config(meta["trained_on"], data or {})
     dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
     if any(
         split in ("all", run["data"]["train_split"])
@@ -123,24 +122,6 @@ def score_split(
     columns = ("path", "group", "generator", "label")
     rows = [{name: record[name] for name in columns} for record in records]
     return Scores(dataset.name, dataset.directory, split, int(step or 0), logits, rows)
-
-
-def data_config(
-    trained_on: list[dict[str, Any]], data: dict[str, Any]
-) -> ml_collections.ConfigDict:
-    """The fields of `config.data` to score: those of the run, replaced by `data`.
-
-    A folder that an earlier run of these weights was trained on is split as it was
-    then: another split would test on images that were trained on. The rules on the
-    paths of one folder need not fit another, which gets the default ones.
-    """
-    if "dir" not in data:
-        return ml_collections.ConfigDict({**trained_on[0]["data"], **data})
-    for run in trained_on:
-        if run["directory"] == splits.resolve(data["dir"]):
-            return ml_collections.ConfigDict({**run["data"], **data})
-    rules = {"group_by": "file", "generator_by": "folder"}
-    return ml_collections.ConfigDict({**trained_on[0]["data"], **rules, **data})
 
 
 def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ import flax.linen as nn
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import own_backbone, squeezenet, xception
 from fdftnet_jax.models.fdftnet import FDFtNet
+from fdftnet_jax.models.linear import LinearClassifier
 from fdftnet_jax.models.resnet_v2 import ResNet50V2
 from fdftnet_jax.models.shallownet import ShallowNetV3
 
@@ -40,7 +41,10 @@ BACKBONES: dict[str, Backbone] = {
 }
 # The package's own, of Table 5.
 PUBLISHED = tuple(BACKBONES)
-# FDFtNet's L2 on the kernels of its own layers (section 4.1 and the released code).
+# The networks that hold a backbone in a part of that name, with new layers beside it.
+ON_BACKBONE = ("fdftnet", "linear")
+KINDS = ("classifier", *ON_BACKBONE)
+# The L2 on the kernels of these layers (section 4.1 and the released code).
 FDFTNET_L2 = 1e-5
 
 
@@ -107,9 +111,10 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     """Makes the network that `config.model` describes.
 
     Args:
-      model: `kind` 'classifier' (the backbone with its own top) or 'fdftnet';
-        `backbone`, and its `variant` where that is not 'keras'; for FDFtNet
-        `num_blocks`, `num_stages` and `first_stride`.
+      model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
+        'linear' (one dense layer on the mean of the backbone's features); `backbone`,
+        and its `variant` where that is not 'keras'; for FDFtNet `num_blocks`,
+        `num_stages` and `first_stride`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -134,14 +139,16 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             first_stride=model["first_stride"],
             axis_name=axis_name,
         )
+    if model["kind"] == "linear":
+        return LinearClassifier(backbone())
     raise UserError(
-        f"model.kind is {model['kind']!r}: expected 'classifier' or 'fdftnet'"
+        f"model.kind is {model['kind']!r}: expected one of {', '.join(KINDS)}"
     )
 
 
 def l2_weights(model: Mapping[str, Any]) -> dict[str, float]:
     """The L2 weight of each top-level part of the network; absent parts have none."""
-    if model["kind"] == "fdftnet":
+    if model["kind"] in ON_BACKBONE:
         parts = ("mobilenet_head", "fine_tune_transformer", "classifier")
         return dict.fromkeys(parts, FDFTNET_L2)
     return {"": _registered(model["backbone"]).l2}

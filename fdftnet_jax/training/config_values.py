@@ -8,8 +8,8 @@ import ml_collections
 
 from fdftnet_jax.data import images, toy
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import precision
-from fdftnet_jax.training import freezing
+from fdftnet_jax.models import precision, registry
+from fdftnet_jax.training import freezing, run_data
 
 # Field -> its type, its lowest and its highest value.
 _RANGES: dict[str, tuple[type, float, float]] = {
@@ -25,6 +25,9 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "data.memory_megabytes": (int, 0, math.inf),
     "data.device_megabytes": (int, 0, math.inf),
     "data.threads": (int, 0, math.inf),
+    "data.crop_grid": (int, 1, 16),
+    "data.replay": (int, 0, math.inf),
+    "release_epoch": (int, 0, math.inf),
     "model.num_blocks": (int, 1, math.inf),
     "model.num_stages": (int, 1, 4),
     "model.first_stride": (int, 1, 2),
@@ -32,6 +35,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.momentum": (float, 0, 1),
     "optimizer.warmup_epochs": (float, 0, math.inf),
     "optimizer.clip_norm": (float, 0, math.inf),
+    "optimizer.l2_sp": (float, 0, math.inf),
+    "optimizer.backbone_rate": (float, 0, math.inf),
     "augment.zoom": (float, 0, 0.99),
     "augment.rotation": (float, 0, 180),
     "augment.translation": (int, 0, math.inf),
@@ -47,7 +52,8 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.train_split": ("train", "finetune"),
     "data.view": images.VIEWS,
     "data.scaling": ("", *images.SCALINGS),
-    "model.kind": ("classifier", "fdftnet"),
+    "model.kind": registry.KINDS,
+    "class_balance": run_data.BALANCES,
     "trainable": freezing.PHASES,
     "dtype": precision.DTYPES,
     "augment.flip": (False, True),

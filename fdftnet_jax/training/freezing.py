@@ -1,9 +1,12 @@
 """What is trainable, as a function of the phase of a run."""
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from jax.tree_util import DictKey
 
 from fdftnet_jax.errors import UserError
@@ -45,6 +48,53 @@ def trainable_mask(params: Tree, phase: str) -> Tree:
             f"FDFtNet on a backbone: here the parts are {', '.join(sorted(params))}"
         )
     return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run in which the same parameters are trained.
+
+    Attributes:
+      epoch: the first, from 0.
+      mask: tree of bool, True where trainable.
+      options: of the network's apply function in training.
+    """
+
+    epoch: int
+    mask: Tree
+    options: dict[str, Any]
+
+    def number(self, params: Tree) -> int:
+        """Of the parameters that it trains."""
+        trainable, _ = partition(params, self.mask)
+        return sum(leaf.size for leaf in jax.tree.leaves(trainable))
+
+
+def phases(params: Tree, config: ml_collections.ConfigDict) -> list[Phase]:
+    """The phases of a run, in order: the last one trains all that any of them does.
+
+    Args:
+      params: nested dict of parameters.
+      config: `trainable`, and `release_epoch`, the epoch from which a run that began
+        with the head trains the backbone, too (0: never).
+    """
+    starts = {0: config.trainable}
+    if config.release_epoch:
+        starts[config.release_epoch] = "all"
+    on_backbone = "backbone" in params
+    return [
+        Phase(
+            epoch,
+            trainable_mask(params, name),
+            {"train_backbone": True} if on_backbone and name == "all" else {},
+        )
+        for epoch, name in starts.items()
+    ]
+
+
+def phase_at(phases: Sequence[Phase], epoch: int) -> int:
+    """The number of the phase that an epoch (from 0) belongs to."""
+    return max(k for k, phase in enumerate(phases) if phase.epoch <= epoch)
 
 
 def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:

@@ -64,9 +64,9 @@ def start(config: ml_collections.ConfigDict) -> Start:
         would be without a pre-trained backbone.
     """
     if not config.init_from:
-        if config.model.kind == "fdftnet":
+        if config.model.kind == "fdftnet" or config.trainable == "head":
             raise UserError(
-                "FDFtNet starts from a pre-trained backbone: give the workdir of "
+                "a head is trained on a pre-trained backbone: give the workdir of "
                 "experiments.pretrain, or a file of weights, with "
                 "--config.init_from=PATH"
             )
@@ -100,10 +100,11 @@ def _run(config: ml_collections.ConfigDict) -> Start:
         )
     trained = images.Preprocessing.from_dict(meta["preprocessing"])
     wanted = preprocessing(config, config.data.scaling or trained.scaling)
-    if trained != wanted:
+    # The view is a new run's own choice.
+    if (trained.size, trained.scaling) != (wanted.size, wanted.scaling):
         raise UserError(
             f"{config.init_from} was trained on {trained.to_dict()}, the config asks "
-            f"for {wanted.to_dict()}: use the same view, size and scaling"
+            f"for {wanted.to_dict()}: use the same size and scaling"
         )
     if not latest["progress"]["finished"]:
         warnings.warn(
@@ -112,7 +113,7 @@ def _run(config: ml_collections.ConfigDict) -> Start:
         )
     for run in meta["trained_on"]:
         _check_same_splits(run, config)
-    if meta["model"]["kind"] == "fdftnet":
+    if meta["model"]["kind"] in registry.ON_BACKBONE:
         variables = {name: tree.get("backbone", {}) for name, tree in variables.items()}
     return dataclasses.replace(
         Start.of(meta, own=False), backbone=variables, path=config.init_from
@@ -124,7 +125,10 @@ def preprocessing(
 ) -> images.Preprocessing:
     """The record of how images become the input of the config's network."""
     return images.Preprocessing(
-        view=config.data.view, size=config.data.size, scaling=scaling
+        view=config.data.view,
+        size=config.data.size,
+        scaling=scaling,
+        grid=config.data.crop_grid if config.data.view == "crops" else 1,
     )
 
 
@@ -178,7 +182,7 @@ def initialise(
             found = {name: found[name] for name in found if name in layers}
             check_fits(found, layers, f"the backbone in {start.path}")
             tree = variables[collection]
-            if described["kind"] == "fdftnet":
+            if described["kind"] in registry.ON_BACKBONE:
                 tree = tree["backbone"]
             tree.update(found)
     return variables

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fdftnet_jax import files
-from fdftnet_jax.data import augment, forgery_faces, images, pipeline, splits
+from fdftnet_jax.data import augment, images, pipeline, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import (
@@ -24,6 +23,7 @@ from fdftnet_jax.training import (
     initialization,
     optimizer,
     processes,
+    run_data,
     run_files,
     steps,
 )
@@ -95,10 +95,6 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     variables = initialization.initialise(
         model, described, size=config.data.size, seed=config.seed, start=start
     )
-    mask = freezing.trainable_mask(variables["params"], config.trainable)
-    apply = precision.computing_in(config.dtype, model.apply)
-    if config.model.kind == "fdftnet" and config.trainable == "all":
-        apply = functools.partial(apply, train_backbone=True)
     if start.weights and saved is None:
         left_out = ", ".join(start.weights["left_out"]) or "nothing"
         say(
@@ -107,16 +103,14 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         )
 
     # Data.
-    needed = (config.data.train_split, "validation")
-    dataset = processes.primary_first(
-        lambda: forgery_faces.prepare(config.data, needed=needed), "prepare the data"
+    data = processes.primary_first(
+        lambda: run_data.prepare(config, start.trained_on), "prepare the data"
     )
-    # Of what training sees: the test split may come and go.
-    fingerprint = dataset.fingerprint(needed)
-    train_records = dataset.source(config.data.train_split)
-    train_source = _train_source(config, dataset.name, train_records, preprocessing)
-    validation_source = pipeline.ViewSource(
-        dataset.source("validation"), preprocessing, config.data.memory_megabytes
+    train_source, validation_source = run_data.sources(data, config, preprocessing)
+    balanced = config.class_balance != "none"
+    train_labels, validation_labels = (
+        run_data.labels(parts) if balanced else np.empty(0, np.int32)
+        for parts in (data.train, data.validation)
     )
     validation_batches = functools.partial(
         pipeline.eval_batches,
@@ -129,31 +123,39 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     processes.check_same(
         {
             "their configs": json.loads(config.to_json()),
-            "their data": fingerprint,
+            "their data": data.fingerprint,
             "the checkpoint that they go on from": saved,
         }
     )
-    steps_per_epoch = max(1, len(train_source) // config.batch_size)
+    steps_per_epoch = max(1, data.number() // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
 
     # Optimiser.
     schedule = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
-    task = steps.Task(
-        apply=apply,
-        scale=functools.partial(images.scale, scaling=preprocessing.scaling),
-        augment=_augmentation(config.augment),
-        l2=registry.l2_weights(described),
-        optimizer=optimizer.create(config.optimizer, schedule, mask),
-        mask=mask,
-        seed=config.seed,
-    )
+    phases = freezing.phases(variables["params"], config)
+    rule = optimizer.create(config.optimizer, schedule, phases[-1].mask)
+    tasks = [
+        steps.Task(
+            apply=precision.computing_in(
+                config.dtype, functools.partial(model.apply, **phase.options)
+            ),
+            scale=functools.partial(images.scale, scaling=preprocessing.scaling),
+            augment=_augmentation(config.augment),
+            l2=registry.l2_weights(described),
+            optimizer=rule,
+            mask=phase.mask,
+            seed=config.seed,
+            class_weights=run_data.class_weights(config.class_balance, train_labels),
+        )
+        for phase in phases
+    ]
 
     # State.
     state = steps.TrainState(
         step=np.zeros((), np.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=task.optimizer.init(variables["params"]),
+        opt_state=rule.init(variables["params"]),
     )
 
     # Restore.
@@ -169,19 +171,20 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         "trained_on": [
             {
                 "data": config.data.to_dict(),
-                "dataset": fingerprint,
-                "directory": dataset.directory,
+                "dataset": data.fingerprint,
+                "directory": data.dataset.directory,
             },
+            *data.replayed,
             *start.trained_on,
         ],
         "weights": start.weights,
     }
     if saved is not None:
         began_with = saved["trained_on"][0]["dataset"]
-        if began_with != fingerprint:
+        if began_with != data.fingerprint:
             raise UserError(
                 f"the data of {workdir} has changed since the run began (it was "
-                f"{began_with}, it is {fingerprint}): restore it, or start in "
+                f"{began_with}, it is {data.fingerprint}): restore it, or start in "
                 "a new --workdir"
             )
         state = checkpoints.load_state(state)
@@ -193,35 +196,31 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     # Compile.
-    p_train_step, p_eval_step = steps.pmap_steps(task)
+    p_train_steps = [steps.pmap_train_step(task) for task in tasks]
+    p_eval_step = steps.pmap_eval_step(tasks[0].apply, tasks[0].scale)
     state = steps.replicate(state)
 
     # Loop.
     first_step = progress.epoch * steps_per_epoch + progress.steps
     views = None
-    if _fits_devices(config, len(train_source)):
+    if run_data.fits_devices(config, data.number()):
         train_source, views = resident(train_source, config.data.threads)
     batches = pipeline.train_batches(
-        [(train_source, 1.0)],
+        run_data.members(train_source, config.class_balance, train_labels),
         config.batch_size,
         config.seed,
         start_step=first_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
+        view=preprocessing.random_view if preprocessing.view == "crops" else None,
     )
     feed = Feed(batches, views)
-    trainable, _ = freezing.partition(variables["params"], mask)
-    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     say(
-        f"training {trained:,} parameters on {len(train_source):,} images of "
-        f"{dataset.name}, {jax.device_count()} device(s), {steps_per_epoch} steps an "
-        f"epoch, at most {config.epochs} epochs"
+        f"training {phases[0].number(variables['params']):,} parameters on "
+        f"{run_data.describe(data)}, {jax.device_count()} device(s), "
+        f"{steps_per_epoch} steps an epoch, at most {config.epochs} epochs"
     )
-
-    def paths(indices: Sequence[int]) -> list[str]:
-        root = Path(dataset.directory)
-        return [str(root / train_records[i]["path"]) for i in indices]
 
     def save(state: steps.TrainState, validation_loss: float | None) -> None:
         described = {**meta, "progress": dataclasses.asdict(progress)}
@@ -256,21 +255,22 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         while not progress.finished:
             began = time.perf_counter()
             steps_before, feed.waited = progress.steps, 0.0
-            watch = StepWatch(progress.sums, directory, paths)
+            watch = StepWatch(progress.sums, directory, data.paths)
+            phase = freezing.phase_at(phases, progress.epoch)
             try:
                 while progress.steps < steps_per_epoch:
                     interruption.check()
                     left = steps_per_epoch - progress.steps
                     number = min(config.steps_per_call, left)
                     indices, batch = feed.take(number)
-                    state, metrics = p_train_step(state, batch)
+                    state, metrics = p_train_steps[phase](state, batch)
                     step = progress.epoch * steps_per_epoch + progress.steps + 1
                     progress.steps += number
                     watch.add(step, indices, metrics)
                     bar.update(number)
                 progress.sums = watch.sums()
                 seconds = time.perf_counter() - began
-                validation, _ = steps.evaluate(
+                validation, logits = steps.evaluate(
                     p_eval_step,
                     {"params": state.params, "batch_stats": state.batch_stats},
                     interruption.checked(validation_batches()),
@@ -281,6 +281,9 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
                 if progress.steps > steps_before:
                     save(steps.unreplicate(state), None)
                 interruption.stop(progress.epoch * steps_per_epoch + progress.steps)
+            if balanced:
+                loss = steps.balanced_loss(logits, validation_labels)
+                validation = {**validation, "loss": loss}
             train = steps.means(progress.sums)
             _check_finite(train["loss"], validation["loss"], progress, workdir)
             _advance(progress, validation["loss"], config)
@@ -324,36 +327,6 @@ def _latest_meta(directory: Path) -> dict[str, Any] | None:
     with Checkpoints(directory, create=processes.is_primary()) as checkpoints:
         step = checkpoints.latest
         return None if step is None else checkpoints.load_meta(step)
-
-
-def _train_source(
-    config: ml_collections.ConfigDict,
-    name: str,
-    records: forgery_faces.Records,
-    preprocessing: images.Preprocessing,
-) -> pipeline.Source:
-    source = pipeline.ViewSource(records, preprocessing, config.data.memory_megabytes)
-    if not config.data.shots:
-        return source
-    indices, found = pipeline.draw_shots(
-        pipeline.labels(records), config.data.shots, config.seed
-    )
-    if min(found) < config.data.shots:
-        say(
-            f"fewer than {config.data.shots} shots per class in the split "
-            f"{config.data.train_split!r} of {name}: taking {found[0]} real "
-            f"and {found[1]} fake"
-        )
-    return pipeline.Subset(source, indices)
-
-
-def _fits_devices(config: ml_collections.ConfigDict, number: int) -> bool:
-    """Whether all training views are kept on the devices.
-
-    (One of several processes reads its own share only.)
-    """
-    size = number * 3 * config.data.size**2
-    return jax.process_count() == 1 and size <= config.data.device_megabytes * 10**6
 
 
 def _augmentation(options: ml_collections.ConfigDict):

@@ -31,21 +31,48 @@ def create(
 ) -> optax.GradientTransformation:
     """SGD with momentum on the trainable parameters, no update of the others.
 
-    The second transform matters: `optax.masked` alone passes the gradients of what it
+    The last transform matters: `optax.masked` alone passes the gradients of what it
     leaves out, unscaled, as updates.
 
     Args:
-      optimizer: `momentum`, and `clip_norm` (largest global norm of a gradient; 0 does
-        not clip).
+      optimizer: `momentum`; `clip_norm` (largest global norm of a gradient; 0 does not
+        clip); of a trained backbone `l2_sp` (see `pull_to_start`) and `backbone_rate`
+        (its share of the learning rate).
       learning_rate: by step.
       mask: tree of bool, True where trainable.
     """
-    clip = optimizer["clip_norm"]
-    sgd = optax.chain(
+    clip, rate = optimizer["clip_norm"], optimizer["backbone_rate"]
+    backbone = {
+        part: jax.tree.map(lambda m, part=part: m and part == "backbone", tree)
+        for part, tree in mask.items()
+    }
+    parts = [
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.sgd(learning_rate, momentum=optimizer["momentum"]),
-    )
+    ]
+    if optimizer["l2_sp"]:
+        pull = pull_to_start(optimizer["l2_sp"])
+        parts.insert(1, optax.masked(pull, backbone))
+    if rate != 1:
+        parts.append(optax.masked(optax.scale(rate), backbone))
     frozen = jax.tree.map(lambda trainable: not trainable, mask)
     return optax.chain(
-        optax.masked(sgd, mask), optax.masked(optax.set_to_zero(), frozen)
+        optax.masked(optax.chain(*parts), mask),
+        optax.masked(optax.set_to_zero(), frozen),
     )
+
+
+def pull_to_start(strength: float) -> optax.GradientTransformation:
+    """Adds the gradient of strength / 2 * |w - w0|^2, w0 the weights at the start.
+
+    This is L2-SP (Li, Grandvalet, Davoine 2018). The state keeps w0, and so does a
+    checkpoint.
+    """
+
+    def update(gradients, start, params):
+        pulled = jax.tree.map(
+            lambda g, w, w0: g + strength * (w - w0), gradients, params, start
+        )
+        return pulled, start
+
+    return optax.GradientTransformation(lambda params: params, update)

@@ -52,6 +52,7 @@ class Task:
       optimizer: the masked gradient transformation.
       mask: tree of bool, True where trainable.
       seed: of augmentation and dropout.
+      class_weights: of the loss of a real and of a fake image.
     """
 
     apply: Callable[..., Any]
@@ -61,6 +62,7 @@ class Task:
     optimizer: optax.GradientTransformation
     mask: Any
     seed: int
+    class_weights: tuple[float, float] = (1.0, 1.0)
 
 
 def l2_penalty(params: Any, weights: Mapping[str, float]) -> jax.Array:
@@ -109,8 +111,9 @@ def train_step(
             rngs={"dropout": dropout_rng},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        weights = jnp.array(task.class_weights)[batch["label"]]
         penalty = l2_penalty(trainable, task.l2)
-        return jnp.mean(losses) + penalty, (losses, logits, updates)
+        return jnp.mean(weights * losses) + penalty, (losses, logits, updates)
 
     gradients, (losses, logits, updates) = jax.grad(loss_fn, has_aux=True)(trainable)
     gradients = device_mean(gradients, AXIS)
@@ -160,7 +163,8 @@ def eval_step(
 
     Args:
       variables: `params` and `batch_stats`, replicated.
-      batch: image [b, h, w, 3] uint8, label [b], index [b], mask [b], 0 for padding.
+      batch: image [b, h, w, 3] uint8 or [b, v, h, w, 3] of v views, whose logits are
+        averaged; label [b], index [b], mask [b], 0 for padding.
       apply: as in `Task`.
       scale: as in `Task`.
 
@@ -168,7 +172,10 @@ def eval_step(
       Of the whole global batch, on every device: logits [devices, b, 2],
       index and mask [devices, b], and the metrics' sums `loss`, `correct`, `count`.
     """
-    logits = apply(variables, scale(batch["image"]), train=False)
+    number, *_, height, width, colours = batch["image"].shape
+    images = batch["image"].reshape(-1, height, width, colours)
+    logits = apply(variables, scale(images), train=False)
+    logits = logits.reshape(number, -1, logits.shape[-1]).mean(1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     sums = _sums(logits, losses, batch["label"], batch["mask"])
     rows = {"logits": logits, "index": batch["index"], "mask": batch["mask"]}
@@ -182,6 +189,17 @@ def _sums(logits, losses, labels, mask) -> Metrics:
         "correct": jnp.sum((called_fake == (labels == 1)) * mask),
         "count": jnp.sum(mask),
     }
+
+
+def balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of both classes' mean cross entropy, nats.
+
+    Args:
+      logits: [n, 2].
+      labels: [n], 0 and 1, both of which occur.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return float(np.mean([np.mean(losses[labels == label]) for label in (0, 1)]))
 
 
 def means(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -230,13 +248,18 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
 
 def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
     """The pmapped (train_steps, eval_step) over `devices`, by default all of them."""
-    p_train_step = jax.pmap(
+    p_train_step = pmap_train_step(task, devices)
+    return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
+
+
+def pmap_train_step(task: Task, devices: Sequence[jax.Device] | None = None):
+    """The pmapped train_steps alone."""
+    return jax.pmap(
         functools.partial(train_steps, task=task),
         axis_name=AXIS,
         devices=devices,
         donate_argnums=(0,),
     )
-    return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
 
 
 def pmap_eval_step(

@@ -1,0 +1,41 @@
+"""A backbone under one dense layer: what the fine-tuned network is measured against.
+
+With the backbone frozen it is a linear probe of its features; with all of it trained,
+full fine-tuning.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdftnet_jax.models.layers import Dense
+
+
+class LinearClassifier(nn.Module):
+    """Classifies the mean of the backbone's feature map.
+
+    Attributes:
+      backbone: a module `(images, *, train) -> [batch, h, w, channels]`.
+      num_classes: of the logits.
+    """
+
+    backbone: nn.Module
+    num_classes: int = 2
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, train_backbone: bool = False
+    ) -> jax.Array:
+        """Classifies images.
+
+        Args:
+          images: [batch, height, width, 3] float32 in [-1, 1].
+          train: whether the network is being trained.
+          train_backbone: whether the backbone is, too: with the batch's own statistics
+            and dropout.
+
+        Returns:
+          Logits [batch, num_classes].
+        """
+        features = self.backbone(images, train=train and train_backbone)
+        return Dense(self.num_classes, name="classifier")(jnp.mean(features, (1, 2)))

@@ -1,0 +1,241 @@
+"""The images that a run trains on and chooses its checkpoint by."""
+
+import dataclasses
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.training.processes import say
+
+BALANCES = ("none", "weights", "batches")
+# Pictures of each class whose size is looked at before windows are cut from them.
+_MEASURED = 200
+# Classes whose median sides differ by more are told apart by the scale of a window.
+_SCALE = 1.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split of one data set, and the images of it that are used.
+
+    Attributes:
+      dataset: that it is of.
+      records: of the split.
+      indices: [n] of the records that are used, sorted.
+    """
+
+    dataset: forgery_faces.FaceDataset
+    records: forgery_faces.Records
+    indices: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What a run reads.
+
+    Attributes:
+      dataset: the run's own.
+      fingerprint: of all that training sees of it: the test split may come and go.
+      train: own images first, then those of replay.
+      validation: the same.
+      replayed: what a checkpoint tells of the data set of replay, [] where the weights
+        have seen it before, or where there is none.
+    """
+
+    dataset: forgery_faces.FaceDataset
+    fingerprint: str
+    train: list[Part]
+    validation: list[Part]
+    replayed: list[dict[str, Any]]
+
+    def number(self) -> int:
+        """Of the images that are trained on."""
+        return sum(len(part.indices) for part in self.train)
+
+    def paths(self, indices: Sequence[int]) -> list[str]:
+        """The files of training images, by their `index`."""
+        records = _joined(self.train)
+        ends = np.cumsum([len(part.records) for part in self.train])
+        parts = np.searchsorted(ends, indices, side="right")
+        return [
+            str(Path(self.train[part].dataset.directory) / records[i]["path"])
+            for part, i in zip(parts, indices, strict=True)
+        ]
+
+
+def prepare(
+    config: ml_collections.ConfigDict, trained_on: list[dict[str, Any]]
+) -> RunData:
+    """Prepares the data of a run.
+
+    Args:
+      config: all fields of `configs/base.py`.
+      trained_on: what the weights that the run starts from have seen, the latest first.
+
+    Raises:
+      UserError: the data do not fit, or replay asks for data that nobody names.
+    """
+    split = config.data.train_split
+    dataset = forgery_faces.prepare(config.data, needed=(split, "validation"))
+    fingerprint = dataset.fingerprint((split, "validation"))
+    train = [_drawn(dataset, split, config.data.shots, config.seed)]
+    validation = [_drawn(dataset, "validation", 0, config.seed)]
+    replayed = []
+    if config.data.replay:
+        old, described = _old(config, trained_on)
+        train.append(_drawn(old, "train", config.data.replay, config.seed))
+        validation.append(_drawn(old, "validation", config.data.replay, config.seed))
+        fingerprint += "+" + described["dataset"]
+        if described["dataset"] not in [run["dataset"] for run in trained_on]:
+            replayed.append(described)
+    return RunData(dataset, fingerprint, train, validation, replayed)
+
+
+def _old(
+    config: ml_collections.ConfigDict, trained_on: list[dict[str, Any]]
+) -> tuple[forgery_faces.FaceDataset, dict[str, Any]]:
+    """The data set of replay, and what a checkpoint tells of it."""
+    changes: dict[str, Any] = {"train_split": "train"}
+    if config.data.replay_dir:
+        changes |= {"name": "folder", "dir": config.data.replay_dir}
+    if not trained_on:
+        if not config.data.replay_dir:
+            raise UserError(
+                "replay draws from the data that the pre-trained weights have seen, "
+                "and a file of weights does not name them: give the old forgery's "
+                "folder with --config.data.replay_dir=PATH"
+            )
+        trained_on = [{"data": config.data.to_dict(), "directory": None}]
+    # Where it is prepared is this machine's matter.
+    changes["cache_dir"] = config.data.cache_dir
+    data = past_runs.data_config(trained_on, changes)
+    needed = ("train", "validation")
+    dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)
+    return dataset, {
+        "data": data.to_dict(),
+        "dataset": dataset.fingerprint(needed),
+        "directory": dataset.directory,
+    }
+
+
+def _drawn(
+    dataset: forgery_faces.FaceDataset, split: str, shots: int, seed: int
+) -> Part:
+    records = dataset.source(split)
+    indices = np.arange(len(records))
+    if shots:
+        indices, found = pipeline.draw_shots(pipeline.labels(records), shots, seed)
+        if min(found) < shots and split != "validation":
+            say(
+                f"fewer than {shots} shots per class in the split {split!r} of "
+                f"{dataset.name}: taking {found[0]} real and {found[1]} fake"
+            )
+    return Part(dataset, records, indices)
+
+
+def describe(data: RunData) -> str:
+    """The number of images of each part, for people."""
+    parts = [f"{len(p.indices):,} images of {p.dataset.name}" for p in data.train]
+    return " and, as replay, ".join(parts)
+
+
+def sources(
+    data: RunData,
+    config: ml_collections.ConfigDict,
+    preprocessing: images.Preprocessing,
+) -> tuple[pipeline.Source, pipeline.Source]:
+    """The training and the validation images as the network sees them.
+
+    (Where windows are cut anew in every epoch, the training images are whole.)
+    """
+    views: list[Any] = [preprocessing, preprocessing]
+    if preprocessing.view == "crops":
+        views[0] = pipeline.native
+        _warn_of_sizes(data)
+    train, validation = (
+        _source(parts, view, config.data.memory_megabytes)
+        for parts, view in zip((data.train, data.validation), views, strict=True)
+    )
+    return train, validation
+
+
+def _source(parts: list[Part], view: Any, megabytes: int) -> pipeline.Source:
+    source = pipeline.ViewSource(_joined(parts), view, megabytes)
+    return pipeline.Subset(source, _indices(parts))
+
+
+def _joined(parts: list[Part]) -> pipeline.Joined:
+    return pipeline.Joined([part.records for part in parts])
+
+
+def _indices(parts: list[Part]) -> np.ndarray:
+    """Of the joined records."""
+    starts = np.cumsum([0, *(len(part.records) for part in parts)])
+    pairs = zip(starts[:-1], parts, strict=True)
+    return np.concatenate([start + part.indices for start, part in pairs])
+
+
+def labels(parts: list[Part]) -> np.ndarray:
+    """[n] int32 of all images that are used, in the order of their source."""
+    return pipeline.labels(_joined(parts))[_indices(parts)]
+
+
+def class_weights(balance: str, labels: np.ndarray) -> tuple[float, float]:
+    """Weights of the loss that count both classes the same; (1, 1) for no 'weights'."""
+    if balance != "weights":
+        return 1.0, 1.0
+    real, fake = (np.mean(labels == label) for label in (0, 1))
+    return float(0.5 / real), float(0.5 / fake)
+
+
+def members(
+    source: pipeline.Source, balance: str, labels: np.ndarray
+) -> list[tuple[pipeline.Source, float]]:
+    """The mixture that batches are drawn from: for 'batches', as much of each class."""
+    if balance != "batches":
+        return [(source, 1.0)]
+    return [
+        (pipeline.Subset(source, np.flatnonzero(labels == label)), 0.5)
+        for label in (0, 1)
+    ]
+
+
+def fits_devices(config: ml_collections.ConfigDict, number: int) -> bool:
+    """Whether all training views are kept on the devices.
+
+    (One of several processes reads its own share only; windows are cut on the host.)
+    """
+    size = number * 3 * config.data.size**2
+    return (
+        jax.process_count() == 1
+        and config.data.view == "resize"
+        and size <= config.data.device_megabytes * 10**6
+    )
+
+
+def _warn_of_sizes(data: RunData) -> None:
+    """Windows at native resolution show the scale of a picture, and so its size."""
+    for part in data.train:
+        sides: dict[int, list[int]] = {0: [], 1: []}
+        for i in part.indices:
+            record = part.records[int(i)]
+            found = sides[record["label"]]
+            if len(found) < _MEASURED:
+                found.append(min(images.png_size(record["image"])))
+        real, fake = (statistics.median(found) for found in sides.values())
+        if max(real, fake) > _SCALE * min(real, fake):
+            warnings.warn(
+                f"real and fake images of {part.dataset.name} differ in size (shorter "
+                f"side {real:g} and {fake:g} pixels in the median): windows at native "
+                "resolution show that, and a detector may learn it instead of the "
+                "forgery; --config.data.view=resize does not",
+                stacklevel=3,
+            )
