@@ -78,7 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.backbone = "squeezenet"
     # fdftnet: N, the number of MBblockV3 on the backbone's features (Table 3).
     config.model.num_blocks = 4
-    # fdftnet: M, the number of stages of the Fine-Tune Transformer (Table 2).
+    # fdftnet: M, the number of stages of the Fine-Tune Transformer (Table 2); 0 is
+    # none of it.
     config.model.num_stages = 3
     # fdftnet: stride of the first MBblockV3; the others have 1.
     config.model.first_stride = 1

@@ -8,6 +8,7 @@ import pytest
 import small_runs
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.training.checkpoint import Checkpoints
 
 
@@ -88,6 +89,18 @@ def test_a_released_backbone_is_trained(pretrained, cache_dir, tmp_path):
         assert np.any(found != before[collection][layer][name])
 
 
+def test_a_run_without_fine_tune_transformer(pretrained, cache_dir, tmp_path):
+    changes = {"model.num_stages": 0, "epochs": 1}
+    small_runs.run(small_runs.config(cache_dir, pretrained, **changes), tmp_path)
+    [row] = small_runs.history(tmp_path)
+    assert not [name for name in row if name.startswith("gamma")]
+    with Checkpoints(tmp_path) as checkpoints:
+        parts = checkpoints.load_variables()["params"]
+    assert set(parts) == {"backbone", "mobilenet_head", "classifier"}
+    scores = scoring.score_split(tmp_path)
+    assert np.isfinite(scores.logits).all() and len(scores.logits) == 18
+
+
 @pytest.mark.parametrize(
     ("shots", "said", "number"),
     [(12, False, 24), (99, True, 32), (0, False, 32)],
@@ -126,7 +139,7 @@ def test_shots(
         ({"patience": -1}, "patience is -1: expected a whole number, 1 or"),
         ({"seed": -1}, "seed is -1: expected a whole number, 0 to 2147483647"),
         ({"data.shots": -5}, "data.shots is -5: expected a whole number, 0"),
-        ({"model.num_stages": 5}, "num_stages is 5: expected a whole number, 1 to 4"),
+        ({"model.num_stages": 5}, "num_stages is 5: expected a whole number, 0 to 4"),
         ({"data.train_split": "test"}, "'test': expected 'train' or 'finetune'"),
         ({"data.dir": "/nowhere", "data.name": "folder"}, "/nowhere"),
     ],

@@ -231,6 +231,28 @@ def test_numbers_of_stages_and_blocks(stages, blocks):
     assert f"block{blocks + 1}" not in params["mobilenet_head"]
 
 
+def test_without_stages_there_is_no_fine_tune_transformer():
+    """M = 0 (Table 6): the classifier gets the other branch alone."""
+    model = _model("squeezenet", num_stages=0, num_blocks=2)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    params = variables["params"]
+    assert set(params) == {"backbone", "mobilenet_head", "classifier"}
+    whole = _init(_model("squeezenet", num_blocks=2), 1, 64, 64, 3, train=False)
+    assert _count(whole) - _count(variables) == 115_318
+    logits, state = model.apply(
+        variables,
+        images,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "mobilenet_head",
+    )
+    branch = state["intermediates"]["mobilenet_head"]["__call__"][0]
+    dense = jax.tree.map(np.float64, params["classifier"])
+    expected = np.float64(branch) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_frozen_backbone_runs_as_in_inference():
     model = _model("shallownetv3", num_blocks=1, num_stages=1)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))

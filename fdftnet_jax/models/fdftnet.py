@@ -14,7 +14,8 @@ class FDFtNet(nn.Module):
     Attributes:
       backbone: a module `(images, *, train) -> [batch, h, w, channels]`.
       num_blocks: N, the number of MBblockV3.
-      num_stages: M, the number of stages of the Fine-Tune Transformer.
+      num_stages: M, the number of stages of the Fine-Tune Transformer; with 0 there is
+        no such branch (Table 6).
       first_stride: stride of the first MBblockV3.
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
@@ -49,7 +50,8 @@ class FDFtNet(nn.Module):
             axis_name=self.axis_name,
             name="mobilenet_head",
         )(features, train=train)
-        x += FineTuneTransformer(
-            self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
-        )(images, train=train)
+        if self.num_stages:
+            x += FineTuneTransformer(
+                self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
+            )(images, train=train)
         return Dense(self.num_classes, name="classifier")(x)

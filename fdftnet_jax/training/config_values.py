@@ -29,7 +29,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "data.replay": (int, 0, math.inf),
     "release_epoch": (int, 0, math.inf),
     "model.num_blocks": (int, 1, math.inf),
-    "model.num_stages": (int, 1, 4),
+    "model.num_stages": (int, 0, 4),
     "model.first_stride": (int, 1, 2),
     "optimizer.learning_rate": (float, 0, math.inf),
     "optimizer.momentum": (float, 0, 1),
