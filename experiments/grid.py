@@ -2,31 +2,31 @@
 
 An experiment lists its runs and has them made:
 
-    base = grid.Run("seed0/base", pretrain_config, {"test": {}})
-    tuned = grid.Run("seed0/fdftnet", finetune_config, {"test": {}}, after=base.name)
+    base = phases.pretraining(config, "squeezenet", "toy", seed=0)
+    tuned = phases.finetuning(config, base, "fdftnet")
     outcomes = grid.execute([base, tuned], workdir)
-    outcomes["seed0/fdftnet"].scores["test"]["auc"]
+    outcomes[tuned.name].scores["test"]["auc"]
 
 `WORKDIR/<name>/` is a run's workdir like any other; its `outcome.json` says what was
 reached. The same command goes on where it stopped: a finished training is not begun
-again, a score that is there is not computed again, and a run that failed is tried again.
+again, a score that is there is not computed again, a run that failed is tried again.
 """
 
 import dataclasses
 import json
+import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from configs import finetune, pretrain
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
 
 SCHEMA_VERSION = 1
-_PHASES = {"pretrain": pretrain, "finetune": finetune}
+TEST = "test"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,19 @@ class Run:
 
     Attributes:
       name: its folder below the grid's, and its name for the user.
-      config: all fields of `configs/base.py`; `init_from` is set where there is `after`.
-      scored: what its best checkpoint is scored on: for each title the fields of
-        `config.data` that replace the run's own, {} for none; always the test split.
+      config: all fields of `configs/base.py`; `execute` sets `init_from` where there
+        is `after`.
       after: name of the run, earlier in the list, whose backbone this one starts from.
+      scored: what its best checkpoint is scored on: for each title the fields of
+        `config.data` that replace the run's own; always the test split.
     """
 
     name: str
     config: ml_collections.ConfigDict
-    scored: Mapping[str, Mapping[str, Any]]
     after: str = ""
+    scored: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+        default_factory=lambda: {TEST: {}}
+    )
 
 
 @dataclasses.dataclass
@@ -52,46 +55,21 @@ class Outcome:
     """What is known of a run.
 
     Attributes:
+      finished: whether its training is.
       scores: for each title what `evaluation/<dataset>-<split>.json` holds.
       files: for each title the path of that file; `..._scores.csv` lies beside it.
-      finished: whether the training is.
       failure: why the run failed, '' where it did not.
       seconds: spent on it so far.
     """
 
+    finished: bool = False
     scores: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, Path] = dataclasses.field(default_factory=dict)
-    finished: bool = False
     failure: str = ""
     seconds: float = 0.0
 
 
 Outcomes = dict[str, Outcome]
-
-
-def phase_config(
-    phase: str,
-    backbone: str,
-    dataset: str,
-    recipe: str,
-    seed: int,
-    *changes: ml_collections.ConfigDict | Mapping[str, Any],
-) -> ml_collections.ConfigDict:
-    """The config of one run.
-
-    Args:
-      phase: 'pretrain' or 'finetune', the config file to start from.
-      backbone: its `model.backbone`.
-      dataset: its `data.name`.
-      recipe: 'default' or 'paper'.
-      seed: its `seed`.
-      *changes: fields that replace those of the file, later ones the earlier; None
-        keeps a field. Nested, or flat with dots ('data.dir').
-
-    Raises:
-      UserError: there is no such data set or recipe.
-    """
-    raise NotImplementedError
 
 
 def execute(
@@ -105,9 +83,9 @@ def execute(
     from it; the others go on.
 
     Args:
-      runs: of different names, each after the one that it starts from.
+      runs: of different names.
       workdir: of the grid.
-      report: is called with what there is after each run, for a table so far.
+      report: is called with the outcomes so far after each run that is made.
 
     Returns:
       The outcome of every run, by name.
@@ -117,28 +95,202 @@ def execute(
         folder; nothing was trained.
       Interrupted: by a signal; the same call goes on.
     """
-    raise NotImplementedError
+    from fdftnet_jax.training.processes import say
 
-
-def load(run: Run, workdir: str | Path) -> Outcome:
-    """What is known of a run so far, without the scores that it is not asked for."""
-    raise NotImplementedError
+    runs, outcomes = _begin(runs, Path(workdir))
+    left = _left(runs, outcomes)
+    for index, run in enumerate(left):
+        outcome = outcomes[run.name]
+        time_left = _time_left(left[index:], runs, outcomes)
+        number = len(runs) - len(left) + index + 1
+        say(f"\n[{number}/{len(runs)}] {run.name}{time_left}")
+        if run.after and not outcomes[run.after].finished:
+            outcome.failure = f"it starts from {run.after}, which failed"
+            _write(run, outcome, Path(workdir))
+        else:
+            _make(run, outcome, Path(workdir))
+        if outcome.failure:
+            say(f"{run.name} failed: {outcome.failure}")
+        report(outcomes)
+    return outcomes
 
 
 def plan(runs: Sequence[Run], workdir: str | Path) -> str:
-    """What is done and what is left, a line a run, for `--dry_run`."""
-    raise NotImplementedError
+    """What is done and what is left, a line a run.
+
+    Raises:
+      UserError: as `execute`.
+    """
+    runs, outcomes = _begin(runs, Path(workdir))
+    left = _left(runs, outcomes)
+    lines = []
+    for run in runs:
+        outcome = outcomes[run.name]
+        epochs = _epochs(Path(workdir) / run.name)
+        if run not in left:
+            state = "done"
+        elif outcome.failure:
+            state = f"failed, to be tried again: {outcome.failure}"
+        elif outcome.finished:
+            state = f"trained; to be scored: {', '.join(_missing(run, outcome))}"
+        elif epochs:
+            state = f"begun: {epochs} of at most {run.config.epochs} epochs"
+        else:
+            state = "to do"
+        lines.append(f"{run.name}  {state}")
+    time_left = _time_left(left, runs, outcomes)
+    done = len(runs) - len(left)
+    lines.append(f"{len(runs)} runs: {done} done, {len(left)} left{time_left}")
+    return "\n".join(lines)
 
 
 def check_complete(outcomes: Outcomes) -> None:
-    """Raises UserError, which names the runs that failed and why, where any did."""
-    raise NotImplementedError
+    """Raises UserError where runs failed, with their names and the first reason."""
+    failed = [name for name, outcome in outcomes.items() if outcome.failure]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(outcomes)} runs failed ({', '.join(failed)}; the "
+            f"first: {outcomes[failed[0]].failure}); the same command tries them again"
+        )
 
 
-def names(text: str, what: str) -> list[str]:
-    """Reads a comma list of a flag.
+def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
+    """The runs as they start, and what is there; before anything is trained."""
+    from fdftnet_jax.training import config_values, run_files
 
-    Raises:
-      UserError: it is empty or names something twice; `what` is the flag's name.
-    """
-    raise NotImplementedError
+    linked, outcomes = [], {}
+    for run in runs:
+        config = run.config.copy_and_resolve_references()
+        if run.after:
+            if run.after not in outcomes:
+                raise ValueError(f"{run.name} comes before {run.after}.")
+            config.init_from = str((workdir / run.after).absolute())
+        config_values.check(config)
+        if run.name in outcomes:
+            raise ValueError(f"Two runs are called {run.name}.")
+        run = dataclasses.replace(run, config=config)
+        outcome = _load(run, workdir)
+        directory = workdir / run.name
+        if outcome.finished:
+            # Nothing is read from there any more, and the grid may have been moved.
+            old = json.loads((directory / "config.json").read_text())
+            config = config.copy_and_resolve_references()
+            config.init_from = old["init_from"]
+        if outcome.finished or any(directory.glob("checkpoints/[0-9]*")):
+            run_files.check_config(config, directory)
+        linked.append(run)
+        outcomes[run.name] = outcome
+    return linked, outcomes
+
+
+def _load(run: Run, workdir: Path) -> Outcome:
+    """What is known of a run, of its scores those that it is asked for."""
+    directory = workdir / run.name
+    path = directory / "outcome.json"
+    if not path.exists():
+        return Outcome()
+    saved = json.loads(path.read_text())
+    outcome = Outcome(
+        finished=saved["finished"], failure=saved["failure"], seconds=saved["seconds"]
+    )
+    for title, data in run.scored.items():
+        found = saved["scores"].get(title)
+        if found and found["data"] == data and (directory / found["file"]).exists():
+            outcome.files[title] = directory / found["file"]
+            outcome.scores[title] = json.loads(outcome.files[title].read_text())
+    return outcome
+
+
+def _write(run: Run, outcome: Outcome, workdir: Path) -> None:
+    directory = workdir / run.name
+    directory.mkdir(parents=True, exist_ok=True)
+    saved = {
+        "schema_version": SCHEMA_VERSION,
+        "finished": outcome.finished,
+        "failure": outcome.failure,
+        "seconds": outcome.seconds,
+        "scores": {
+            title: {
+                "data": dict(run.scored[title]),
+                "file": path.relative_to(directory).as_posix(),
+            }
+            for title, path in outcome.files.items()
+        },
+    }
+    files.write_atomic(directory / "outcome.json", json.dumps(saved, indent=2) + "\n")
+
+
+def _left(runs: Sequence[Run], outcomes: Outcomes) -> list[Run]:
+    """The runs whose training or scores are not all there."""
+    return [
+        run
+        for run in runs
+        if not outcomes[run.name].finished or _missing(run, outcomes[run.name])
+    ]
+
+
+def _missing(run: Run, outcome: Outcome) -> list[str]:
+    """The titles of the scores that a run lacks."""
+    return [title for title in run.scored if title not in outcome.scores]
+
+
+def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
+    """Trains and scores what is left of a run, and records it."""
+    from fdftnet_jax.evaluation import scoring
+    from fdftnet_jax.training import loop
+
+    directory = workdir / run.name
+    outcome.failure = ""
+    began = time.monotonic()
+    try:
+        if not outcome.finished:
+            loop.train_and_evaluate(run.config, str(directory))
+            outcome.finished = True
+        for title in _missing(run, outcome):
+            scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
+            path, _ = scoring.write(scores, directory)
+            if path in outcome.files.values():
+                raise UserError(
+                    f"two data sets that {run.name} is scored on are called "
+                    f"{scores.dataset!r}: rename the folder of one of them"
+                )
+            outcome.files[title] = path
+            outcome.scores[title] = json.loads(path.read_text())
+    except UserError as error:
+        outcome.failure = str(error)
+    finally:
+        outcome.seconds += time.monotonic() - began
+        _write(run, outcome, workdir)
+
+
+def _epochs(directory: Path) -> int:
+    """The number of epochs that a run has in its history."""
+    from fdftnet_jax.training import run_files
+
+    if not (directory / "history.jsonl").exists():
+        return 0
+    return len(run_files.read_history(directory))
+
+
+def _time_left(left: Sequence[Run], runs: Sequence[Run], outcomes: Outcomes) -> str:
+    """How long the runs that are left take, by those that are finished."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if outcomes[run.name].finished:
+            seconds.setdefault(_kind(run), []).append(outcomes[run.name].seconds)
+    if not seconds or not left:
+        return ""
+    mean = {kind: statistics.mean(found) for kind, found in seconds.items()}
+    other = statistics.mean(mean.values())
+    total = sum(
+        max(0.0, mean.get(_kind(run), other) - outcomes[run.name].seconds)
+        for run in left
+        if not outcomes[run.name].finished
+    )
+    amount = f"{total / 3600:.1f} h" if total > 5400 else f"{total / 60:.1f} min"
+    return f", about {amount} left"
+
+
+def _kind(run: Run) -> tuple[str, str]:
+    """Runs of one kind take about as long."""
+    return run.config.model.kind, run.config.model.backbone

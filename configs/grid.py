@@ -1,0 +1,52 @@
+"""The fields that all grids of runs share: configs/table5.py, configs/ablation/."""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns them with their defaults."""
+    config = ml_collections.ConfigDict()
+    # Number of seeds: 0, 1, ...; from two on there is an interval.
+    config.seeds = 1
+    # 'default' or 'paper', as the third word of configs/pretrain.py's argument.
+    config.recipe = "default"
+    # What replaces the values of configs/pretrain.py, of configs/finetune.py and of
+    # both, whatever the backbone and the data: --config.finetune.epochs=2.
+    config.pretrain = _open(base.get_config())
+    config.finetune = _open(base.get_config())
+    config.both = _open(base.get_config())
+    # By data set, its folder and what section 4.2 sets for it: N and Cutout's beta.
+    # None keeps what the run's config file says.
+    config.data = ml_collections.ConfigDict(
+        {
+            "toy": _settings(),
+            "folder": _settings(),
+            "pggan": _settings(num_blocks=2, cutout_beta=5),
+            "deepfakes": _settings(num_blocks=4, cutout_beta=10),
+            "face2face": _settings(num_blocks=4, cutout_beta=10),
+            "dfd": _settings(num_blocks=4, cutout_beta=10),
+        }
+    )
+    return config
+
+
+def _settings(num_blocks: int | None = None, cutout_beta: int | None = None):
+    return {
+        "dir": config_dict.placeholder(str),
+        "num_blocks": config_dict.FieldReference(num_blocks, field_type=int),
+        "cutout_beta": config_dict.FieldReference(cutout_beta, field_type=int),
+    }
+
+
+def _open(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same fields without values: None keeps what the run's config file says."""
+    fields = ml_collections.ConfigDict()
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            fields[name] = _open(value)
+        else:
+            fields[name] = config_dict.placeholder(type(value))
+    return fields

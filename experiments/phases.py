@@ -1,0 +1,124 @@
+"""The trainings of a grid: what configs/grid.py and its like make of both phases."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from configs import finetune, pretrain
+from experiments.grid import Run
+from fdftnet_jax.errors import UserError
+
+_PHASES = {"pretrain": pretrain, "finetune": finetune}
+
+
+def names(text: str, flag: str) -> list[str]:
+    """Reads the comma list of a flag.
+
+    Raises:
+      UserError: it has nothing, an empty part, or something twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise UserError(
+            f"{flag} is {text!r}: expected different names with commas between them; "
+            f"give it with --config.{flag}=A,B"
+        )
+    return parts
+
+
+def seeds(config: ml_collections.ConfigDict) -> range:
+    """The seeds of a grid.
+
+    Raises:
+      UserError: there is none.
+    """
+    if config.seeds < 1:
+        raise UserError(
+            f"seeds is {config.seeds}: expected a whole number, 1 or more; give it "
+            "with --config.seeds=VALUE"
+        )
+    return range(config.seeds)
+
+
+def phase_config(
+    config: ml_collections.ConfigDict,
+    phase: str,
+    backbone: str,
+    dataset: str,
+    seed: int,
+    changes: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+    """The config of a run: its config file's, with what replaces values of that.
+
+    From weak to strong: the file with `config.recipe`, the settings of the data set in
+    `config.data`, `config.both`, `config.pretrain` or `config.finetune`, and `changes`.
+
+    Args:
+      config: of the grid, all fields of `configs/grid.py`.
+      phase: 'pretrain' or 'finetune'.
+      backbone: a name, or MODULE:ATTRIBUTE.
+      dataset: a name of data that `configs/base.py` knows.
+      seed: of the run.
+      changes: further values by dotted name.
+
+    Raises:
+      UserError: there is no such data set or recipe.
+    """
+    if config.recipe not in ("default", "paper"):
+        raise UserError(
+            f"recipe is {config.recipe!r}: expected 'default' or 'paper'; give it with "
+            "--config.recipe=VALUE"
+        )
+    paper = ",paper" * (config.recipe == "paper")
+    try:
+        made = _PHASES[phase].get_config(f"{backbone},{dataset}{paper}")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    made.lock()
+    settings = config.data.get(dataset, {})
+    fields = {"dir": "data.dir"}
+    if phase == "finetune":
+        fields["num_blocks"] = "model.num_blocks"
+        fields["cutout_beta"] = "augment.cutout_beta"
+    given = {field: settings.get(name) for name, field in fields.items()}
+    for part in (given, config.both, config[phase], changes or {}):
+        made.update_from_flattened_dict(dict(_given(part)))
+    made.seed = seed
+    return made
+
+
+def _given(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields that have a value, by dotted name."""
+    for name, value in part.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from _given(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def pretraining(
+    config: ml_collections.ConfigDict, backbone: str, dataset: str, seed: int
+) -> Run:
+    """The pre-training of a backbone, `<dataset>/<backbone>/seed<n>/base`."""
+    made = phase_config(config, "pretrain", backbone, dataset, seed)
+    return Run(f"{dataset}/{backbone}/seed{seed}/base", made)
+
+
+def finetuning(
+    config: ml_collections.ConfigDict,
+    base: Run,
+    name: str,
+    changes: Mapping[str, Any] | None = None,
+) -> Run:
+    """A fine-tuning on the same data with the same seed, in a folder beside `base`."""
+    made = phase_config(
+        config,
+        "finetune",
+        base.config.model.backbone,
+        base.config.data.name,
+        base.config.seed,
+        changes,
+    )
+    return Run(str(Path(base.name).with_name(name)), made, base.name)
