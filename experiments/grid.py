@@ -115,6 +115,34 @@ def execute(
     return outcomes
 
 
+def make(
+    runs: Sequence[Run],
+    workdir: str | Path,
+    write: Callable[[Outcomes], str],
+    *,
+    dry_run: bool = False,
+) -> None:
+    """What a command does with its grid: makes it and prints what `write` returns.
+
+    Args:
+      runs: as for `execute`.
+      workdir: of the grid.
+      write: writes the results that are there and returns them as text; called after
+        each run, too.
+      dry_run: only list what is done and what is left.
+
+    Raises:
+      UserError: as `execute`; or at the end, where runs failed.
+      Interrupted: as `execute`.
+    """
+    if dry_run:
+        print(plan(runs, workdir))
+        return
+    outcomes = execute(runs, workdir, write)
+    print(write(outcomes))
+    check_complete(outcomes)
+
+
 def plan(runs: Sequence[Run], workdir: str | Path) -> str:
     """What is done and what is left, a line a run.
 
@@ -144,13 +172,26 @@ def plan(runs: Sequence[Run], workdir: str | Path) -> str:
     return "\n".join(lines)
 
 
+def scores(
+    outcomes: Outcomes, runs: Sequence[Run], title: str = TEST
+) -> list[dict[str, Any]]:
+    """The scores of these runs, without those that have none."""
+    found = [outcomes[run.name].scores.get(title) for run in runs]
+    return [metrics for metrics in found if metrics is not None]
+
+
+def failures(outcomes: Outcomes) -> dict[str, str]:
+    """Run -> why it failed, for those that did."""
+    return {name: found.failure for name, found in outcomes.items() if found.failure}
+
+
 def check_complete(outcomes: Outcomes) -> None:
     """Raises UserError where runs failed, with their names and the first reason."""
-    failed = [name for name, outcome in outcomes.items() if outcome.failure]
-    if failed:
+    if failed := failures(outcomes):
+        first, reason = next(iter(failed.items()))
         raise UserError(
-            f"{len(failed)} of {len(outcomes)} runs failed ({', '.join(failed)}; the "
-            f"first: {outcomes[failed[0]].failure}); the same command tries them again"
+            f"{len(failed)} of {len(outcomes)} runs failed, first {first}: {reason}; "
+            "the table names all; the same command tries them again"
         )
 
 

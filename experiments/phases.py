@@ -1,12 +1,13 @@
 """The trainings of a grid: what configs/grid.py and its like make of both phases."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from configs import finetune, pretrain
+from configs import base, finetune, pretrain
 from experiments.grid import Run
 from fdftnet_jax.errors import UserError
 
@@ -108,17 +109,42 @@ def pretraining(
 
 def finetuning(
     config: ml_collections.ConfigDict,
-    base: Run,
+    pretrained: Run,
     name: str,
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A fine-tuning on the same data with the same seed, in a folder beside `base`."""
+    """A fine-tuning on the same data with the same seed, in a folder beside."""
     made = phase_config(
         config,
         "finetune",
-        base.config.model.backbone,
-        base.config.data.name,
-        base.config.seed,
+        pretrained.config.model.backbone,
+        pretrained.config.data.name,
+        pretrained.config.seed,
         changes,
     )
-    return Run(str(Path(base.name).with_name(name)), made, base.name)
+    return Run(str(Path(pretrained.name).with_name(name)), made, pretrained.name)
+
+
+def read_value(field: str, text: str) -> Any:
+    """Reads a value of a field of `configs/base.py`.
+
+    Raises:
+      UserError: there is no such field, or the text is no such value.
+    """
+    defaults: Any = base.get_config()
+    *sections, name = field.split(".")
+    for section in sections:
+        defaults = defaults.get(section, {})
+    default = defaults.get(name)
+    if default is None or isinstance(default, ml_collections.ConfigDict):
+        raise UserError(f"no config key {field!r}; see configs/base.py")
+    if isinstance(default, bool):
+        choices = {"true": True, "false": False}
+        if text.lower() in choices:
+            return choices[text.lower()]
+    else:
+        with contextlib.suppress(ValueError):
+            return type(default)(text)
+    raise UserError(
+        f"{field} is {text!r}: expected a value like {default!r}; see configs/base.py"
+    )

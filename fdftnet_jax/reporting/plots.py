@@ -25,11 +25,11 @@ from fdftnet_jax.evaluation import metrics
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_GREY = "#767676"
+GREY = "#767676"
 _DPI = 200
 
 # `Any`, because Matplotlib's stubs list the allowed keys differently by version.
-_STYLE: Any = {
+STYLE: Any = {
     # An svg names both: a reader without the first font sees the second.
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
@@ -38,7 +38,7 @@ _STYLE: Any = {
     "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -46,8 +46,8 @@ _STYLE: Any = {
     "grid.linewidth": 0.8,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
     "lines.linewidth": 2.0,
@@ -90,7 +90,7 @@ def roc_curves(
       ValueError: no curves, or labels other than 0 and 1.
     """
     _require(curves, "curves")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 4.15 + 0.22 * len(curves)), layout="constrained")
         axes = figure.subplots()
         lines = []
@@ -110,7 +110,7 @@ def roc_curves(
             [0, 1],
             [0, 1],
             label="AUROC 0.500  chance",
-            color=_GREY,
+            color=GREY,
             linewidth=1.2,
             linestyle=(0, (4, 3)),
             zorder=1.5,
@@ -126,8 +126,8 @@ def roc_curves(
         )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(xmax=1))
-        _legend(figure, lines)
-        _save(figure, path)
+        legend(figure, lines)
+        save(figure, path)
 
 
 def training_curves(
@@ -149,7 +149,7 @@ def training_curves(
       ValueError: no histories.
     """
     _require(histories, "histories")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(
             figsize=(4.2, 5.0 + 0.22 * len(histories)), layout="constrained"
         )
@@ -170,7 +170,7 @@ def training_curves(
         below.set(title="Validation accuracy", xlabel="epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        grey: dict[str, Any] = {"color": _GREY}
+        grey: dict[str, Any] = {"color": GREY}
         keys = [
             Line2D([], [], label="training", **grey, **_TRAIN),
             Line2D([], [], label="validation", **grey),
@@ -180,8 +180,8 @@ def training_curves(
         runs = [
             Line2D([], [], label=name, **_line(i)) for i, name in enumerate(histories)
         ]
-        _legend(figure, runs)
-        _save(figure, path)
+        legend(figure, runs)
+        save(figure, path)
 
 
 def contact_sheet(
@@ -205,7 +205,7 @@ def contact_sheet(
     height = _MARGIN + sum(
         _TITLE_HEIGHT + sheet.shape[0] + _MARGIN for sheet in sheets.values()
     )
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width / _DPI, height / _DPI))
         top = height - _MARGIN
         for title, sheet in sheets.items():
@@ -229,7 +229,7 @@ def contact_sheet(
             axes.imshow(sheet, interpolation="none", aspect="auto")
             axes.set_axis_off()
             top -= _MARGIN
-        _save(figure, path)
+        save(figure, path)
 
 
 def _tile(title: str, images: np.ndarray) -> np.ndarray:
@@ -277,7 +277,7 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     axes.plot(x, y, marker=marker, **style)
 
 
-def _legend(figure: Figure, lines: Sequence[Line2D]) -> None:
+def legend(figure: Figure, lines: Sequence[Line2D]) -> None:
     """A legend below the axes, where it hides no curve."""
     # Handles are given, because Matplotlib drops automatic ones that begin with "_".
     labels = [textwrap.fill(str(line.get_label()), 44) for line in lines]
@@ -289,7 +289,7 @@ def _require(mapping: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name} must not be empty.")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".svg", ".png"):
         raise errors.UserError(

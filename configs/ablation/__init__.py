@@ -1,0 +1,1 @@
+"""What is varied in an ablation of FDFtNet, one function `get_config` a file."""

@@ -1,0 +1,142 @@
+"""Varies one thing of FDFtNet and shows what it does to the scores.
+
+    python -m experiments.ablate --config=configs/ablation/stages.py \
+        [--workdir=runs/ablation]
+
+A backbone is pre-trained for each seed, and FDFtNet is fine-tuned from it with each
+value, on the same data. Prints a table and writes WORKDIR/<name>.md, .csv, .svg and
+.png. The same command goes on where it stopped.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from experiments import grid, launch, phases
+from fdftnet_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of the grid.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is done and what is left.")
+
+BASELINE = "before fine-tuning"
+# What a value is called -> the runs of all seeds; first the pre-trainings.
+Cells = dict[str, list[grid.Run]]
+
+
+def main() -> None:
+    """Makes the runs that are left, prints the table and draws the plot."""
+    config, workdir = flags.FLAGS.config, Path(_WORKDIR.value)
+    cells = list_cells(config)
+    # A seed after the other, so that a whole table is there early.
+    by_seed = zip(*cells.values(), strict=True)
+    runs = [run for runs_of_seed in by_seed for run in runs_of_seed]
+
+    def write(outcomes: grid.Outcomes) -> str:
+        return write_results(config, workdir, cells, outcomes)
+
+    grid.make(runs, workdir, write, dry_run=_DRY_RUN.value)
+
+
+def list_values(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+    """What the values are called -> fields of `configs/base.py` and their values.
+
+    Raises:
+      UserError: there is no such field, a value is not of its type, or the names do not
+        fit the values.
+    """
+    fields = config.varies.split("/")
+    texts = phases.names(config.values, "values")
+    called = phases.names(config.names, "names") if config.names else texts
+    if len(called) != len(texts):
+        raise UserError(
+            f"expected a name for each of {len(texts)} values, found {len(called)} "
+            "names; give --config.names=A,B with as many, or --config.names= for none"
+        )
+    found = {}
+    for name, text in zip(called, texts, strict=True):
+        parts = text.split("/")
+        if len(parts) != len(fields):
+            raise UserError(
+                f"values has {text!r}: expected a value for each of "
+                f"{' and '.join(fields)}, with slashes between them"
+            )
+        found[name] = {
+            field: phases.read_value(field, part)
+            for field, part in zip(fields, parts, strict=True)
+        }
+    return found
+
+
+def list_cells(config: ml_collections.ConfigDict) -> Cells:
+    """The runs of an ablation.
+
+    Raises:
+      UserError: something in the config does not exist.
+    """
+    from fdftnet_jax.models import registry
+
+    registry.get_backbone(config.backbone)
+    bases = [
+        phases.pretraining(config, config.backbone, config.dataset, seed)
+        for seed in phases.seeds(config)
+    ]
+    cells = {BASELINE: bases}
+    for name, changes in list_values(config).items():
+        folder = ",".join(f"{f.split('.')[-1]}={v}" for f, v in changes.items())
+        cells[name] = [
+            phases.finetuning(config, base, folder, changes) for base in bases
+        ]
+    return cells
+
+
+def write_results(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    cells: Cells,
+    outcomes: grid.Outcomes,
+) -> str:
+    """Writes and draws what there is so far, and returns the table as Markdown."""
+    from fdftnet_jax.reporting import ablation_plot, tables
+
+    found = {name: grid.scores(outcomes, runs) for name, runs in cells.items()}
+    rows = [
+        tables.Row(
+            {config.label: name}, found[name], len(runs), _published(config, runs[0])
+        )
+        for name, runs in cells.items()
+    ]
+    stem = workdir / config.name
+    text = tables.write(
+        stem,
+        f"{config.label}: {config.backbone} on {config.dataset}, recipe "
+        + config.recipe,
+        rows,
+        toy=config.dataset == "toy",
+        failures=grid.failures(outcomes),
+    )
+    for kind in ("svg", "png"):
+        ablation_plot.draw(
+            f"{stem}.{kind}",
+            config.label,
+            {name: found[name] for name in cells if name != BASELINE},
+            found[BASELINE],
+            log_axis=config.log_axis,
+        )
+    kinds = ", ".join(f"{config.name}.{kind}" for kind in ("md", "csv", "svg", "png"))
+    return f"{text}\nwritten to {workdir}: {kinds}"
+
+
+def _published(config: ml_collections.ConfigDict, run: grid.Run) -> Mapping[str, float]:
+    """The paper's figures, where this is its ablation."""
+    from fdftnet_jax.reporting import paper
+
+    if not run.after or config.varies != "model.num_stages":
+        return {}
+    return paper.table6(config.dataset, config.backbone, run.config.model.num_stages)
+
+
+if __name__ == "__main__":
+    launch.run(main, "configs/ablation/table6.py")

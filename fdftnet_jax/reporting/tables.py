@@ -1,0 +1,178 @@
+"""Tables of scores over several seeds: Markdown for people, CSV for programs."""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fdftnet_jax import files
+
+# Of an evaluation's JSON -> in a table.
+METRICS = {"accuracy": "accuracy, %", "auc": "AUROC, %"}
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+      mean: of the values.
+      half_width: of the 95 % interval around it, None for a single value.
+    """
+
+    mean: float
+    half_width: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One detector on one data set.
+
+    Attributes:
+      labels: column -> text; the same columns in every row of a table.
+      scores: what each seed's evaluation holds (see `metrics.binary_metrics`); seeds
+        that have failed, or are not there yet, are missing.
+      seeds: how many were asked for.
+      paper: metric -> the published figure in percent, empty where there is none.
+    """
+
+    labels: Mapping[str, str]
+    scores: Sequence[Mapping[str, Any]]
+    seeds: int
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of each seed that has one, in [0, 1]."""
+        return [scores[metric] for scores in self.scores]
+
+
+def over_seeds(values: npt.ArrayLike) -> Estimate:
+    """The mean of independent values, with Student's 95 % interval of that mean.
+
+    Args:
+      values: [n], n >= 1.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = np.asarray(values, np.float64)
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"values must be a vector, found {values!r}.")
+    if found.size == 1:
+        return Estimate(float(found[0]), None)
+    half = stats.t.ppf((1 + _LEVEL) / 2, found.size - 1) * stats.sem(found)
+    return Estimate(float(found.mean()), float(half))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, scores in percent."""
+    published = any(row.paper for row in rows)
+    columns = [*rows[0].labels]
+    for title in METRICS.values():
+        columns += [title, *["paper"] * published]
+    lines = [[*columns, "test images", "seeds"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        cells = [text.replace("|", "\\|") for text in row.labels.values()]
+        for metric in METRICS:
+            cells.append(_percent(row.values(metric)))
+            if published:
+                figure = row.paper.get(metric)
+                cells.append("-" if figure is None else f"{figure:.2f}")
+        found = len(row.scores)
+        seeds = str(found) if found == row.seeds else f"{found} of {row.seeds}"
+        lines.append([*cells, _images(row) or "-", seeds])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV, all scores in [0, 1] and the paper's too; empty for none."""
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {
+            **row.labels,
+            "seeds": len(row.scores),
+            "test_images": _images(row),
+        }
+        for metric in METRICS:
+            values, figure = row.values(metric), row.paper.get(metric)
+            mean = low = high = None
+            if values:
+                estimate = over_seeds(values)
+                mean = estimate.mean
+                if estimate.half_width is not None:
+                    low, high = mean - estimate.half_width, mean + estimate.half_width
+            line |= {
+                f"{metric}_mean": mean,
+                f"{metric}_low": low,
+                f"{metric}_high": high,
+                f"{metric}_paper": None if figure is None else round(figure / 100, 4),
+            }
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def write(
+    stem: str | os.PathLike[str],
+    title: str,
+    rows: Sequence[Row],
+    *,
+    toy: bool,
+    failures: Mapping[str, str],
+) -> str:
+    """Writes `<stem>.md` and `<stem>.csv`.
+
+    Args:
+      stem: path without suffix.
+      title: of the table.
+      rows: at least one.
+      toy: whether some are on toy pictures.
+      failures: run -> why it failed, told below the table.
+
+    Returns:
+      The Markdown.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    notes = ["± is the 95 % interval of the mean over seeds (Student's t)."]
+    if all(len(row.scores) < 2 for row in rows):
+        notes = ["1 seed: how much another would differ is not known."]
+    if toy:
+        notes.append(
+            "Toy pictures: a figure on them says nothing about real forgeries."
+        )
+    text = f"# {title}\n\n{markdown(rows)}\n{' '.join(notes)}\n"
+    if failures:
+        text += "\nFailed:\n\n"
+        text += "".join(f"- {name}: {reason}\n" for name, reason in failures.items())
+    files.write_atomic(stem.with_name(f"{stem.name}.md"), text)
+    files.write_atomic(stem.with_name(f"{stem.name}.csv"), csv_text(rows))
+    return text
+
+
+def _percent(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    estimate = over_seeds(values)
+    text = f"{100 * estimate.mean:.2f}"
+    if estimate.half_width is None:
+        return text
+    return f"{text} ± {100 * estimate.half_width:.2f}"
+
+
+def _images(row: Row) -> str:
+    """The number of test images, where the seeds agree on it."""
+    numbers = {scores["num_examples"] for scores in row.scores}
+    return str(numbers.pop()) if len(numbers) == 1 else ""
