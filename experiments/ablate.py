@@ -22,7 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of the grid."
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is done and what is left.")
 
 BASELINE = "before fine-tuning"
-# What a value is called -> the runs of all seeds; first the pre-trainings.
+# What a level is called -> the runs of all seeds; first the pre-trainings.
 Cells = dict[str, list[grid.Run]]
 
 
@@ -40,19 +40,19 @@ def main() -> None:
     grid.make(runs, workdir, write, dry_run=_DRY_RUN.value)
 
 
-def list_values(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-    """What the values are called -> fields of `configs/base.py` and their values.
+def list_levels(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+    """What the levels are called -> fields of `configs/base.py` and their values.
 
     Raises:
       UserError: there is no such field, a value is not of its type, or the names do not
-        fit the values.
+        fit the levels.
     """
     fields = config.varies.split("/")
-    texts = phases.names(config.values, "values")
+    texts = phases.names(config.levels, "levels")
     called = phases.names(config.names, "names") if config.names else texts
     if len(called) != len(texts):
         raise UserError(
-            f"expected a name for each of {len(texts)} values, found {len(called)} "
+            f"expected a name for each of {len(texts)} levels, found {len(called)} "
             "names; give --config.names=A,B with as many, or --config.names= for none"
         )
     found = {}
@@ -60,7 +60,7 @@ def list_values(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
         parts = text.split("/")
         if len(parts) != len(fields):
             raise UserError(
-                f"values has {text!r}: expected a value for each of "
+                f"levels has {text!r}: expected a value for each of "
                 f"{' and '.join(fields)}, with slashes between them"
             )
         found[name] = {
@@ -84,7 +84,7 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
         for seed in phases.seeds(config)
     ]
     cells = {BASELINE: bases}
-    for name, changes in list_values(config).items():
+    for name, changes in list_levels(config).items():
         folder = ",".join(f"{f.split('.')[-1]}={v}" for f, v in changes.items())
         cells[name] = [
             phases.finetuning(config, base, folder, changes) for base in bases

@@ -206,7 +206,10 @@ def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
             if run.after not in outcomes:
                 raise ValueError(f"{run.name} comes before {run.after}.")
             config.init_from = str((workdir / run.after).absolute())
-        config_values.check(config)
+        try:
+            config_values.check(config)
+        except UserError as error:
+            raise UserError(f"{run.name}: {error}") from error
         if run.name in outcomes:
             raise ValueError(f"Two runs are called {run.name}.")
         run = dataclasses.replace(run, config=config)

@@ -9,23 +9,27 @@ import ml_collections
 from configs import grid
 
 
-def get_config(name: str, varies: str, values: str) -> ml_collections.ConfigDict:
+def get_config(name: str, varies: str, levels: str) -> ml_collections.ConfigDict:
     """Returns the fields.
 
     Args:
       name: of the ablation and its files.
       varies: the field of configs/base.py that varies in fine-tuning; several that vary
         together have a slash between them.
-      values: comma list of its values, with the same slashes.
+      levels: comma list of its values, with the same slashes.
     """
     config = grid.get_config()
     config.seeds = 3
+    # One of each.
     config.backbone = "squeezenet"
     config.dataset = "toy"
+    # Of the files that are written.
     config.name = name
+    # A field of configs/base.py for fine-tuning, or several with a slash between them.
     config.varies = varies
-    config.values = values
-    # Comma list of what the values are called; '' is as they are given.
+    # Comma list of its values, with the same slashes.
+    config.levels = levels
+    # Comma list of what these are called; '' is as they are given.
     config.names = ""
     # Under the axis, and above the column.
     config.label = varies
