@@ -1,10 +1,18 @@
 r"""Table 5 of the paper, or a part of it.
 
-python -m experiments.table5 --config=configs/table5.py
+    python -m experiments.table5 --config=configs/table5.py
 
-python -m experiments.table5 --config.backbones=xception --config.recipe=paper \
-        --config.datasets=pggan,deepfakes --config.data.pggan.dir=PATH \
-        --config.data.deepfakes.dir=PATH --workdir=runs/xception
+Four backbones on the toy with one seed, eight runs, about 3 hours on two CPU cores;
+`--config.backbones=squeezenet` takes a quarter of an hour. The paper's own case needs
+its data and GPUs:
+
+    python -m experiments.table5 --config=configs/table5.py --config.recipe=paper \
+        --config.datasets=pggan,deepfakes,face2face --config.seeds=3 \
+        --config.data.pggan.dir=PATH --config.data.deepfakes.dir=PATH \
+        --config.data.face2face.dir=PATH
+
+Every field of configs/base.py can be set, for one phase (--config.pretrain.NAME=VALUE,
+--config.finetune.NAME=VALUE) or for both (--config.both.NAME=VALUE).
 """
 
 import ml_collections

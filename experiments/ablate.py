@@ -8,36 +8,29 @@ value, on the same data. Prints a table and writes WORKDIR/<name>.md, .csv, .svg
 .png. The same command goes on where it stopped.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import flags
 
-from experiments import grid, launch, phases
+from experiments import grid, phases
 from fdftnet_jax.errors import UserError
-
-_WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of the grid.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is done and what is left.")
 
 BASELINE = "before fine-tuning"
 # What a level is called -> the runs of all seeds; first the pre-trainings.
 Cells = dict[str, list[grid.Run]]
 
 
-def main() -> None:
-    """Makes the runs that are left, prints the table and draws the plot."""
-    config, workdir = flags.FLAGS.config, Path(_WORKDIR.value)
+def prepare(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+    """The runs, a seed after the other, and what writes the results (see `grid`)."""
     cells = list_cells(config)
-    # A seed after the other, so that a whole table is there early.
     by_seed = zip(*cells.values(), strict=True)
     runs = [run for runs_of_seed in by_seed for run in runs_of_seed]
-
-    def write(outcomes: grid.Outcomes) -> str:
-        return write_results(config, workdir, cells, outcomes)
-
-    grid.make(runs, workdir, write, dry_run=_DRY_RUN.value)
+    return runs, functools.partial(write_results, config, workdir, cells)
 
 
 def list_levels(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
@@ -139,4 +132,4 @@ def _published(config: ml_collections.ConfigDict, run: grid.Run) -> Mapping[str,
 
 
 if __name__ == "__main__":
-    launch.run(main, "configs/ablation/table6.py")
+    grid.command(prepare, "configs/ablation/table6.py", "runs/ablation")

@@ -21,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from absl import flags
 
+from experiments import launch
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
+
+# The flags belong to the experiment that calls, whose --help then lists them.
+flags.disclaim_key_flags()
 
 SCHEMA_VERSION = 1
 TEST = "test"
@@ -70,6 +75,31 @@ class Outcome:
 
 
 Outcomes = dict[str, Outcome]
+# From the flags' config and workdir: the runs of a grid, and a function that writes
+# the results that are there and returns them as text.
+Prepare = Callable[
+    [ml_collections.ConfigDict, Path], tuple[Sequence[Run], Callable[[Outcomes], str]]
+]
+
+
+def command(prepare: Prepare, default_config: str, default_workdir: str) -> None:
+    """Runs an experiment that is a grid, with --config, --workdir and --dry_run.
+
+    Args:
+      prepare: the experiment.
+      default_config: as for `launch.run`.
+      default_workdir: where `--workdir` is not given.
+    """
+    workdir = flags.DEFINE_string("workdir", default_workdir, "Folder of the grid.")
+    dry_run = flags.DEFINE_bool(
+        "dry_run", False, "Only list what is done and what is left."
+    )
+
+    def main() -> None:
+        runs, write = prepare(flags.FLAGS.config, Path(workdir.value))
+        make(runs, workdir.value, write, dry_run=dry_run.value)
+
+    launch.run(main, default_config)
 
 
 def execute(
@@ -122,7 +152,7 @@ def make(
     *,
     dry_run: bool = False,
 ) -> None:
-    """What a command does with its grid: makes it and prints what `write` returns.
+    """Makes a grid and prints what `write` returns.
 
     Args:
       runs: as for `execute`.

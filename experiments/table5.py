@@ -7,15 +7,13 @@ the disjoint finetune split of the same data, and scores that. Prints the table 
 writes WORKDIR/table5.md and .csv. The same command goes on where it stopped.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
-from absl import flags
 
-from experiments import grid, launch, phases
-
-_WORKDIR = flags.DEFINE_string("workdir", "runs/table5", "Folder of the grid.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List what is done and what is left.")
+from experiments import grid, phases
 
 # What a cell scores, as the paper calls it: before and after fine-tuning.
 DETECTORS = ("baseline", "FDFtNet")
@@ -23,18 +21,14 @@ DETECTORS = ("baseline", "FDFtNet")
 Cells = dict[tuple[str, str], list[tuple[grid.Run, grid.Run]]]
 
 
-def main() -> None:
-    """Makes the cells that are left and prints the table."""
-    config, workdir = flags.FLAGS.config, Path(_WORKDIR.value)
+def prepare(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+    """The runs, a seed after the other, and what writes the table (see `grid`)."""
     cells = list_cells(config)
-    # A seed after the other, so that a whole table is there early.
     by_seed = zip(*cells.values(), strict=True)
     runs = [run for cells_of_seed in by_seed for pair in cells_of_seed for run in pair]
-
-    def write(outcomes: grid.Outcomes) -> str:
-        return write_table(config, workdir, cells, outcomes)
-
-    grid.make(runs, workdir, write, dry_run=_DRY_RUN.value)
+    return runs, functools.partial(write_table, config, workdir, cells)
 
 
 def list_cells(config: ml_collections.ConfigDict) -> Cells:
@@ -89,4 +83,4 @@ def write_table(
 
 
 if __name__ == "__main__":
-    launch.run(main, "configs/table5.py")
+    grid.command(prepare, "configs/table5.py", "runs/table5")

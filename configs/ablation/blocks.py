@@ -1,6 +1,8 @@
 """How many MBblockV3 FDFtNet needs on the backbone's features.
 
-python -m experiments.ablate --config=configs/ablation/blocks.py
+    python -m experiments.ablate --config=configs/ablation/blocks.py
+
+Five runs a seed, about 2.5 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
 """What Cutout brings: none, the paper's two settings, and one as strong as CIFAR's.
 
-python -m experiments.ablate --config=configs/ablation/cutout.py
+    python -m experiments.ablate --config=configs/ablation/cutout.py
+
+Six runs a seed, about 3 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections

@@ -3,6 +3,9 @@ r"""Table 6 of the paper: FDFtNet with and without its Fine-Tune Transformer.
     python -m experiments.ablate --config=configs/ablation/table6.py \
         --config.dataset=deepfakes --config.data.deepfakes.dir=PATH \
         --config.recipe=paper
+
+That is the paper's case. Without these options it is Xception on the toy, three runs a
+seed, about 3.5 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections

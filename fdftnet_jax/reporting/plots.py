@@ -290,6 +290,7 @@ def _require(mapping: Mapping[str, Any], name: str) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure; UserError for another suffix than .svg and .png."""
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".svg", ".png"):
         raise errors.UserError(

@@ -1,0 +1,135 @@
+"""An ablation from end to end, on a small backbone and a few toy pictures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import small_runs
+from PIL import Image
+from test_table5 import start
+
+from configs.ablation import base as config_file
+from configs.ablation import table6
+from experiments import ablate, grid
+from fdftnet_jax.training.run_files import read_history
+
+
+def small_config(cache_dir):
+    config = config_file.get_config("ours", "model.num_stages", "0,2")
+    config.backbone = small_runs.BACKBONE
+    config.seeds = 2
+    config.label = "M, stages"
+    config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    config.both.epochs = 1
+    config.finetune.data.shots = 12
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_dir):
+    """A finished ablation of two levels and two seeds: (config, workdir, table)."""
+    workdir = tmp_path_factory.mktemp("ablation")
+    config = small_config(cache_dir)
+    runs, write = ablate.prepare(config, workdir)
+    return config, workdir, write(grid.execute(runs, workdir))
+
+
+def test_each_level_is_trained_from_the_backbone_of_its_seed(finished):
+    _, workdir, _ = finished
+    for seed in (0, 1):
+        folder = workdir / "toy" / "small" / f"seed{seed}"
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"base", "num_stages=0", "num_stages=2"}
+        for stages in (0, 2):
+            run = folder / f"num_stages={stages}"
+            config = json.loads((run / "config.json").read_text())
+            assert config["model"]["num_stages"] == stages
+            assert config["init_from"] == str(folder / "base")
+            [row] = read_history(run)
+            assert sum(name.startswith("gamma") for name in row) == stages
+
+
+def test_the_table_has_the_numbers_of_the_evaluations(finished):
+    _, workdir, text = finished
+    header = "| M, stages | accuracy, % | AUROC, % | test images | seeds |"
+    assert header in text
+    with (workdir / "ours.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["M, stages"] for row in rows] == ["before fine-tuning", "0", "2"]
+    for row, run in zip(rows, ("base", "num_stages=0", "num_stages=2"), strict=True):
+        paths = [
+            workdir / f"toy/small/seed{seed}/{run}/evaluation/toy-both-test.json"
+            for seed in (0, 1)
+        ]
+        found = [json.loads(path.read_text()) for path in paths]
+        for metric in ("accuracy", "auc"):
+            mean = np.mean([evaluation[metric] for evaluation in found])
+            assert float(row[f"{metric}_mean"]) == pytest.approx(mean, rel=1e-12)
+
+
+def test_figures(finished):
+    _, workdir, _ = finished
+    with Image.open(workdir / "ours.png") as image:
+        assert min(image.size) > 500
+    svg = (workdir / "ours.svg").read_text()
+    for text in ("M, stages", "Accuracy", "AUROC", "before fine-tuning, mean"):
+        assert text in svg
+
+
+def test_another_ablation_in_the_folder_finds_what_is_there(finished, cache_dir):
+    _, workdir, _ = finished
+    other = small_config(cache_dir)
+    other.name, other.levels = "other", "0,1,2"
+    runs, _ = ablate.prepare(other, workdir)
+    assert "8 runs: 6 done, 2 left" in grid.plan(runs, workdir)
+
+
+def test_the_paper_s_figures_stand_beside_where_they_belong():
+    config = table6.get_config()
+    for dataset, expected in (("toy", {}), ("folder", {})):
+        config.dataset = dataset
+        for runs in ablate.list_cells(config).values():
+            assert ablate._published(config, runs[0]) == expected
+    cells = ablate.list_cells(config)
+    config.dataset = "deepfakes"
+    found = {name: ablate._published(config, runs[0]) for name, runs in cells.items()}
+    assert found == {
+        "before fine-tuning": {},
+        "without FTT": {"accuracy": 94.56, "auc": 98.89},
+        "with FTT": {"accuracy": 97.02, "auc": 99.37},
+    }
+    config.varies = "model.num_blocks"
+    assert ablate._published(config, cells["with FTT"][0]) == {}
+
+
+def test_as_a_command(finished, cache_dir):
+    """It finds all runs of the finished ablation, and trains nothing."""
+    config, workdir, text = finished
+    given = small_runs.small(cache_dir) | {"epochs": config.both.epochs}
+    arguments = [
+        "--config=configs/ablation/stages.py",
+        "--config.backbone=small",
+        "--config.levels=0,2",
+        "--config.seeds=2",
+        "--config.finetune.data.shots=12",
+        *[f"--config.both.{field}={value}" for field, value in given.items()],
+        f"--workdir={workdir}",
+    ]
+    code = (
+        "from experiments import ablate, grid; "
+        "grid.command(ablate.prepare, 'configs/ablation/table6.py', '')"
+    )
+    ended = start(code, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line for line in ended.stdout.splitlines() if line[:2] == "| "][1:] == (
+        rows[1:]
+    )
+    for kind in ("md", "csv", "svg", "png"):
+        assert (workdir / f"stages.{kind}").exists()
+    (workdir / "stages.md").unlink()
+    ended = start(code, *arguments, "--dry_run")
+    assert ended.returncode == 0 and "6 runs: 6 done, 0 left" in ended.stdout
+    assert not (workdir / "stages.md").exists()
