@@ -48,7 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Images of the old forgery, per class, that are mixed with the training split, and
     # of its validation split with the validation split; 0 for none.
     config.data.replay = 0
-    # The folder of the old forgery; '' is what init_from was trained on last.
+    # The folder of the old forgery; '' is what init_from was trained on last. One that
+    # init_from has not seen is split 60:10:30 into train, validation and test.
     config.data.replay_dir = ""
     # How a record becomes the network's input: 'resize' stretches the whole image,
     # 'crops' cuts windows at native resolution, anywhere in training, on a fixed grid

@@ -15,9 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = "default"
     # What replaces the values of configs/pretrain.py, of configs/finetune.py and of
     # both, whatever the backbone and the data: --config.finetune.epochs=2.
-    config.pretrain = _open(base.get_config())
-    config.finetune = _open(base.get_config())
-    config.both = _open(base.get_config())
+    config.pretrain = open_fields(base.get_config())
+    config.finetune = open_fields(base.get_config())
+    config.both = open_fields(base.get_config())
     # By data set, its folder and what section 4.2 sets for it: N and Cutout's beta.
     # None keeps what the run's config file says.
     config.data = ml_collections.ConfigDict(
@@ -41,12 +41,12 @@ def _settings(num_blocks: int | None = None, cutout_beta: int | None = None):
     }
 
 
-def _open(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def open_fields(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same fields without values: None keeps what the run's config file says."""
     fields = ml_collections.ConfigDict()
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            fields[name] = _open(value)
+            fields[name] = open_fields(value)
         else:
             fields[name] = config_dict.placeholder(type(value))
     return fields

@@ -63,6 +63,7 @@ class Outcome:
       finished: whether its training is.
       scores: for each title what `evaluation/<dataset>-<split>.json` holds.
       files: for each title the path of that file; `..._scores.csv` lies beside it.
+      trained_parameters: how many the training changes, in its last epoch.
       failure: why the run failed, '' where it did not.
       seconds: spent on it so far.
     """
@@ -70,6 +71,7 @@ class Outcome:
     finished: bool = False
     scores: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, Path] = dataclasses.field(default_factory=dict)
+    trained_parameters: int = 0
     failure: str = ""
     seconds: float = 0.0
 
@@ -265,7 +267,10 @@ def _load(run: Run, workdir: Path) -> Outcome:
         return Outcome()
     saved = json.loads(path.read_text())
     outcome = Outcome(
-        finished=saved["finished"], failure=saved["failure"], seconds=saved["seconds"]
+        finished=saved["finished"],
+        trained_parameters=saved["trained_parameters"],
+        failure=saved["failure"],
+        seconds=saved["seconds"],
     )
     for title, data in run.scored.items():
         found = saved["scores"].get(title)
@@ -281,6 +286,7 @@ def _write(run: Run, outcome: Outcome, workdir: Path) -> None:
     saved = {
         "schema_version": SCHEMA_VERSION,
         "finished": outcome.finished,
+        "trained_parameters": outcome.trained_parameters,
         "failure": outcome.failure,
         "seconds": outcome.seconds,
         "scores": {
@@ -311,7 +317,7 @@ def _missing(run: Run, outcome: Outcome) -> list[str]:
 def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     """Trains and scores what is left of a run, and records it."""
     from fdftnet_jax.evaluation import scoring
-    from fdftnet_jax.training import loop
+    from fdftnet_jax.training import checkpoint, loop
 
     directory = workdir / run.name
     outcome.failure = ""
@@ -319,6 +325,9 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     try:
         if not outcome.finished:
             loop.train_and_evaluate(run.config, str(directory))
+            with checkpoint.Checkpoints(directory) as checkpoints:
+                meta = checkpoints.load_meta()
+            outcome.trained_parameters = meta["trained_parameters"]
             outcome.finished = True
         for title in _missing(run, outcome):
             scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))

@@ -83,18 +83,18 @@ def phase_config(
     if phase == "finetune":
         fields["num_blocks"] = "model.num_blocks"
         fields["cutout_beta"] = "augment.cutout_beta"
-    given = {field: settings.get(name) for name, field in fields.items()}
-    for part in (given, config.both, config[phase], changes or {}):
-        made.update_from_flattened_dict(dict(_given(part)))
+    of_data = {field: settings.get(name) for name, field in fields.items()}
+    for part in (of_data, config.both, config[phase], changes or {}):
+        made.update_from_flattened_dict(dict(given(part)))
     made.seed = seed
     return made
 
 
-def _given(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def given(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The fields that have a value, by dotted name."""
     for name, value in part.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
-            yield from _given(value, f"{prefix}{name}.")
+            yield from given(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, value
 

@@ -83,7 +83,7 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [text.replace("|", "\\|") for text in row.labels.values()]
         for metric in METRICS:
-            cells.append(_percent(row.values(metric)))
+            cells.append(percent(row.values(metric)))
             if published:
                 figure = row.paper.get(metric)
                 cells.append("-" if figure is None else f"{figure:.2f}")
@@ -117,8 +117,12 @@ def csv_text(rows: Sequence[Row]) -> str:
                 f"{metric}_paper": None if figure is None else round(figure / 100, 4),
             }
         lines.append(line)
+    return _csv(lines)
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer = csv.DictWriter(text, lines[0] if lines else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
@@ -144,8 +148,6 @@ def write(
     Returns:
       The Markdown.
     """
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     notes = ["± is the 95 % interval of the mean over seeds (Student's t)."]
     if all(len(row.scores) < 2 for row in rows):
         notes = ["1 seed: how much another would differ is not known."]
@@ -154,15 +156,49 @@ def write(
             "Toy pictures: a figure on them says nothing about real forgeries."
         )
     text = f"# {title}\n\n{markdown(rows)}\n{' '.join(notes)}\n"
+    return _write(stem, text, csv_text(rows), failures)
+
+
+def _write(
+    stem: str | os.PathLike[str], text: str, table: str, failures: Mapping[str, str]
+) -> str:
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
     if failures:
         text += "\nFailed:\n\n"
         text += "".join(f"- {name}: {reason}\n" for name, reason in failures.items())
     files.write_atomic(stem.with_name(f"{stem.name}.md"), text)
-    files.write_atomic(stem.with_name(f"{stem.name}.csv"), csv_text(rows))
+    files.write_atomic(stem.with_name(f"{stem.name}.csv"), table)
     return text
 
 
-def _percent(values: Sequence[float]) -> str:
+def write_records(
+    stem: str | os.PathLike[str],
+    title: str,
+    rows: Sequence[Mapping[str, str]],
+    notes: str,
+    failures: Mapping[str, str],
+) -> str:
+    """Writes `<stem>.md` and `<stem>.csv` of rows that are text already.
+
+    Args:
+      stem: path without suffix.
+      title: of the table.
+      rows: column -> text, the same columns in each; none is a table to come.
+      notes: below the table.
+      failures: as for `write`.
+
+    Returns:
+      The Markdown.
+    """
+    cells = [[*rows[0]], ["---"] * len(rows[0])] if rows else []
+    cells += [[text.replace("|", "\\|") for text in row.values()] for row in rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return _write(stem, f"# {title}\n\n{table}\n{notes}\n", _csv(rows), failures)
+
+
+def percent(values: Sequence[float]) -> str:
+    """The mean over seeds in percent, with its interval where there are several."""
     if not values:
         return "-"
     estimate = over_seeds(values)

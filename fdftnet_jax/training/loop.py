@@ -123,7 +123,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     processes.check_same(
         {
             "their configs": json.loads(config.to_json()),
-            "their data": data.fingerprint,
+            "their data": (data.fingerprint, data.replay),
             "the checkpoint that they go on from": saved,
         }
     )
@@ -178,14 +178,17 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             *start.trained_on,
         ],
         "weights": start.weights,
+        "replay": data.replay,
+        "trained_parameters": phases[-1].number(variables["params"]),
     }
     if saved is not None:
-        began_with = saved["trained_on"][0]["dataset"]
-        if began_with != data.fingerprint:
+        began_with = saved["trained_on"][0]["dataset"], saved.get("replay", "")
+        if began_with != (data.fingerprint, data.replay):
             raise UserError(
                 f"the data of {workdir} has changed since the run began (it was "
-                f"{began_with}, it is {data.fingerprint}): restore it, or start in "
-                "a new --workdir"
+                f"{' and '.join(filter(None, began_with))}, it is "
+                f"{' and '.join(filter(None, (data.fingerprint, data.replay)))}): "
+                "restore it, or start in a new --workdir"
             )
         state = checkpoints.load_state(state)
         say(

@@ -11,13 +11,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline
+from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training.processes import say
 
 BALANCES = ("none", "weights", "batches")
 # Pictures of each class whose size is looked at before windows are cut from them.
 _MEASURED = 200
+# Splits of a folder of replay that no earlier run has split.
+_REPLAY_FRACTIONS = {"train": 0.6, "validation": 0.1, "test": 0.3, "finetune": 0.0}
 # Classes whose median sides differ by more are told apart by the scale of a window.
 _SCALE = 1.05
 
@@ -44,6 +46,7 @@ class RunData:
     Attributes:
       dataset: the run's own.
       fingerprint: of all that training sees of it: the test split may come and go.
+      replay: the same of the data of replay, '' for none.
       train: own images first, then those of replay.
       validation: the same.
       replayed: what a checkpoint tells of the data set of replay, [] where the weights
@@ -52,6 +55,7 @@ class RunData:
 
     dataset: forgery_faces.FaceDataset
     fingerprint: str
+    replay: str
     train: list[Part]
     validation: list[Part]
     replayed: list[dict[str, Any]]
@@ -88,34 +92,35 @@ def prepare(
     fingerprint = dataset.fingerprint((split, "validation"))
     train = [_drawn(dataset, split, config.data.shots, config.seed)]
     validation = [_drawn(dataset, "validation", 0, config.seed)]
-    replayed = []
+    replay, replayed = "", []
     if config.data.replay:
         old, described = _old(config, trained_on)
         train.append(_drawn(old, "train", config.data.replay, config.seed))
         validation.append(_drawn(old, "validation", config.data.replay, config.seed))
-        fingerprint += "+" + described["dataset"]
-        if described["dataset"] not in [run["dataset"] for run in trained_on]:
+        replay = described["dataset"]
+        if replay not in [run["dataset"] for run in trained_on]:
             replayed.append(described)
-    return RunData(dataset, fingerprint, train, validation, replayed)
+    return RunData(dataset, fingerprint, replay, train, validation, replayed)
 
 
 def _old(
     config: ml_collections.ConfigDict, trained_on: list[dict[str, Any]]
 ) -> tuple[forgery_faces.FaceDataset, dict[str, Any]]:
     """The data set of replay, and what a checkpoint tells of it."""
-    changes: dict[str, Any] = {"train_split": "train"}
+    # Where it is prepared is this machine's matter.
+    changes = {"train_split": "train", "cache_dir": config.data.cache_dir}
     if config.data.replay_dir:
         changes |= {"name": "folder", "dir": config.data.replay_dir}
-    if not trained_on:
-        if not config.data.replay_dir:
-            raise UserError(
-                "replay draws from the data that the pre-trained weights have seen, "
-                "and a file of weights does not name them: give the old forgery's "
-                "folder with --config.data.replay_dir=PATH"
-            )
-        trained_on = [{"data": config.data.to_dict(), "directory": None}]
-    # Where it is prepared is this machine's matter.
-    changes["cache_dir"] = config.data.cache_dir
+        directory = splits.resolve(config.data.replay_dir)
+        if directory not in [run["directory"] for run in trained_on]:
+            changes["fractions"] = _REPLAY_FRACTIONS
+            trained_on = [{"data": config.data.to_dict(), "directory": None}]
+    elif not trained_on:
+        raise UserError(
+            "replay draws from the data that the pre-trained weights have seen, and a "
+            "file of weights does not name them: give the old forgery's folder with "
+            "--config.data.replay_dir=PATH"
+        )
     data = past_runs.data_config(trained_on, changes)
     needed = ("train", "validation")
     dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)

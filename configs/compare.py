@@ -1,0 +1,50 @@
+r"""Ways to adapt a pre-trained backbone to a new forgery, on the same data and budget.
+
+    python -m experiments.compare --config=configs/compare.py:xception,folder \
+        --config.old.dir=OLD --config.new.dir=NEW --workdir=runs/compare
+
+The argument is `BACKBONE,DATA`. Without one it compares on the toy's two families with
+SqueezeNet, 28 runs, about two hours on two CPU cores. A backbone is pre-trained on the
+old forgery for each seed; every method adapts it to the new one, with and without
+replay of old images, and is scored on the test splits of both.
+"""
+
+import ml_collections
+
+from configs import base, grid
+
+
+def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
+    """Returns the config of `BACKBONE,DATA`."""
+    model, _ = base.parse(argument)
+    config = grid.get_config()
+    config.backbone = model.model.backbone
+    # Method -> number of seeds; 0 leaves it out. The methods are those of
+    # experiments/compare.py.
+    config.seeds = ml_collections.ConfigDict(
+        {
+            "fdftnet": 3,
+            "full_finetune": 3,
+            "paper": 3,
+            "frozen": 1,
+            "linear_probe": 1,
+            "l2_sp": 1,
+            "scratch": 1,
+        }
+    )
+    # Replayed images of the old forgery, per class: a comma list, 0 for none.
+    config.replays = "200,0"
+    # The data of both forgeries: fields of the section `data` of configs/base.py.
+    config.old = grid.open_fields(base.get_config().data)
+    config.new = grid.open_fields(base.get_config().data)
+    config.old.name = config.new.name = model.data.name
+    if model.data.name == "toy":
+        config.old.family, config.new.family = "upsampled", "blended"
+    else:
+        # The new forgery has no pre-training.
+        config.new.fractions.update(train=0.0, validation=0.15, test=0.35, finetune=0.5)
+        config.old.fractions.update(train=0.6, validation=0.1, test=0.3, finetune=0.0)
+    # The same budget for all methods: the length of the cosine schedule.
+    config.pretrain.epochs = 15
+    config.finetune.epochs = 20
+    return config

@@ -1,0 +1,248 @@
+"""Compares ways to adapt a pre-trained backbone to a new forgery.
+
+    python -m experiments.compare --config=configs/compare.py:xception,folder \
+        --config.old.dir=OLD --config.new.dir=NEW [--workdir=runs/compare]
+
+The same data, the same number of epochs, the same selection on validation for every
+method; each is scored on the test splits of the new and of the old forgery. Prints a
+table and writes WORKDIR/compare.md and .csv. The same command goes on where it stopped.
+"""
+
+import csv
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments import grid, phases
+from fdftnet_jax.errors import UserError
+
+# Method -> what it changes in configs/finetune.py.
+METHODS: dict[str, dict[str, Any]] = {
+    # The default recipe.
+    "fdftnet": {},
+    # All of the backbone under a new linear layer.
+    "full_finetune": {"model.kind": "linear", "trainable": "all", "release_epoch": 0},
+    # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.
+    "paper": {},
+    # The default recipe with the backbone frozen to the end.
+    "frozen": {"release_epoch": 0},
+    "linear_probe": {"model.kind": "linear", "release_epoch": 0},
+    # Full fine-tuning with a pull to the pre-trained weights.
+    "l2_sp": {
+        "model.kind": "linear",
+        "trainable": "all",
+        "release_epoch": 0,
+        "optimizer.l2_sp": 0.01,
+    },
+    # The same network as full fine-tuning, from new weights.
+    "scratch": {"model.kind": "linear", "trainable": "all", "release_epoch": 0},
+}
+# What the others are measured against.
+REFERENCE = "full_finetune"
+OLD, NEW = "old", "new"
+BASE = "pre-trained"
+# (method, replayed images per class) -> its runs; first the pre-trainings.
+Cells = dict[tuple[str, int], list[grid.Run]]
+
+
+def prepare(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+    """The runs, a seed after the other, and what writes the table (see `grid`)."""
+    cells = list_cells(config)
+    longest = max(len(runs) for runs in cells.values())
+    runs = [
+        cell[seed]
+        for seed in range(longest)
+        for cell in cells.values()
+        if seed < len(cell)
+    ]
+    return runs, functools.partial(write_table, workdir, cells)
+
+
+def list_cells(config: ml_collections.ConfigDict) -> Cells:
+    """The runs of a comparison.
+
+    Raises:
+      UserError: no seed of any method, or a replay that is no number.
+    """
+    replays = [_number(text) for text in phases.names(config.replays, "replays")]
+    seeds = max(config.seeds.values())
+    if seeds < 1 or min(config.seeds.values()) < 0:
+        raise UserError(
+            "expected a number of seeds for each method, found "
+            f"{dict(config.seeds)}; give for example --config.seeds.fdftnet=3"
+        )
+    cells: Cells = {(BASE, 0): [_pretraining(config, seed) for seed in range(seeds)]}
+    for replay in replays:
+        for method, number in config.seeds.items():
+            if number:
+                cells[method, replay] = [
+                    _adaptation(config, method, replay, base)
+                    for base in cells[BASE, 0][:number]
+                ]
+    return cells
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(
+            f"replays has {text!r}: expected whole numbers with commas between them; "
+            "give for example --config.replays=200,0"
+        )
+    return int(text)
+
+
+def _pretraining(config: ml_collections.ConfigDict, seed: int) -> grid.Run:
+    made = phases.phase_config(
+        config, "pretrain", config.backbone, config.old.name, seed, _data(config.old)
+    )
+    return grid.Run(f"seed{seed}/base", made, scored=_scored(config))
+
+
+def _adaptation(
+    config: ml_collections.ConfigDict, method: str, replay: int, base: grid.Run
+) -> grid.Run:
+    if method == "paper":
+        config = config.copy_and_resolve_references()
+        config.recipe = "paper"
+    changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
+    if method == "scratch" and replay:
+        # New weights have no old forgery of their own.
+        changes["data.replay_dir"] = base.config.data.dir
+    seed = base.config.seed
+    made = phases.phase_config(
+        config, "finetune", config.backbone, config.new.name, seed, changes
+    )
+    after = "" if method == "scratch" else base.name
+    name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
+    return grid.Run(name, made, after, _scored(config))
+
+
+def _data(fields: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {f"data.{name}": value for name, value in phases.given(fields)}
+
+
+def _scored(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+    """Both forgeries, split as they are trained on."""
+    scored = {}
+    for title, fields in ((NEW, config.new), (OLD, config.old)):
+        made = ml_collections.ConfigDict()
+        made.update_from_flattened_dict(dict(phases.given(fields)))
+        scored[title] = made.to_dict()
+    return scored
+
+
+def write_table(workdir: Path, cells: Cells, outcomes: grid.Outcomes) -> str:
+    """Writes what there is so far, and returns the table as Markdown."""
+    from fdftnet_jax.reporting import tables
+
+    rows = [
+        _row(method, replay, runs, cells, outcomes)
+        for (method, replay), runs in cells.items()
+        if any(OLD in outcomes[run.name].scores for run in runs)
+    ]
+    notes = (
+        "± is the 95 % interval of the mean over seeds (Student's t). Forgetting is "
+        "the AUROC on the old forgery that the pre-trained backbone had and the method "
+        f"has not. Against {REFERENCE} with the same replay: the difference in AUROC, "
+        "mean over the seeds that both have, with its 95 % bootstrap interval over "
+        "the test images."
+    )
+    text = tables.write_records(
+        workdir / "compare", "Comparison", rows, notes, grid.failures(outcomes)
+    )
+    return f"{text}\nwritten to {workdir}: compare.md, compare.csv"
+
+
+def _row(
+    method: str,
+    replay: int,
+    runs: Sequence[grid.Run],
+    cells: Cells,
+    outcomes: grid.Outcomes,
+) -> dict[str, str]:
+    from fdftnet_jax.reporting import tables
+
+    done = [run for run in runs if OLD in outcomes[run.name].scores]
+
+    def of(title: str, metric: str, runs: Sequence[grid.Run] = done) -> list[float]:
+        return [m[metric] for m in grid.scores(outcomes, runs, title)]
+
+    bases = [run for run in cells[BASE, 0] if run.config.seed in _seeds(done)]
+    before = of(OLD, "auc", bases)
+    forgotten = [b - a for b, a in zip(before, of(OLD, "auc"), strict=True)]
+    minutes = [outcomes[run.name].seconds / 60 for run in done]
+    row = {
+        "method": method,
+        "replay": str(replay or "-"),
+        "new: accuracy, %": tables.percent(of(NEW, "accuracy")),
+        "new: AUROC, %": tables.percent(of(NEW, "auc")),
+        "old: accuracy, %": tables.percent(of(OLD, "accuracy")),
+        "old: AUROC, %": tables.percent(of(OLD, "auc")),
+        "forgetting, %": "-" if method == BASE else tables.percent(forgotten),
+    }
+    for title in (NEW, OLD):
+        row[f"{title}: against {REFERENCE}, %"] = _against(
+            title, method, replay, cells, outcomes
+        )
+    row["trained"] = f"{_trained(outcomes, done):,}"
+    row["minutes"] = f"{np.mean(minutes):.1f}"
+    row["seeds"] = f"{len(done)}" + f" of {len(runs)}" * (len(done) < len(runs))
+    return row
+
+
+def _seeds(runs: Sequence[grid.Run]) -> list[int]:
+    return [run.config.seed for run in runs]
+
+
+def _trained(outcomes: grid.Outcomes, runs: Sequence[grid.Run]) -> int:
+    """The number of parameters that a method trains."""
+    (found,) = {outcomes[run.name].trained_parameters for run in runs}
+    return found
+
+
+def _against(
+    title: str, method: str, replay: int, cells: Cells, outcomes: grid.Outcomes
+) -> str:
+    """The difference in AUROC from the reference, on the seeds that both have."""
+    from fdftnet_jax.evaluation import intervals
+
+    if method in (BASE, REFERENCE) or (REFERENCE, replay) not in cells:
+        return "-"
+    pairs = [
+        (outcomes[own.name].files[title], outcomes[other.name].files[title])
+        for own, other in zip(
+            cells[method, replay], cells[REFERENCE, replay], strict=False
+        )
+        if title in outcomes[own.name].files and title in outcomes[other.name].files
+    ]
+    if not pairs:
+        return "-"
+    read = [[_scores(path) for path in pair] for pair in pairs]
+    labels, groups, _ = read[0][0]
+    own, other = (np.stack([pair[k][2] for pair in read]) for k in (0, 1))
+    found = intervals.paired_bootstrap(labels, own, other, groups)
+    low, high = found["interval"]
+    return (
+        f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
+        f"{len(pairs)} seed{'s' * (len(pairs) > 1)}"
+    )
+
+
+def _scores(json_path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Labels [n], groups [n] and logits [n, 2] of an evaluation, sorted by path."""
+    path = json_path.with_name(f"{json_path.stem}_scores.csv")
+    with path.open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["path"])
+    logits = np.array([[0.0, float(row["logit"])] for row in rows])
+    labels = np.array([int(row["label"]) for row in rows])
+    return labels, [row["group"] for row in rows], logits
+
+
+if __name__ == "__main__":
+    grid.command(prepare, "configs/compare.py:squeezenet,toy", "runs/compare")
