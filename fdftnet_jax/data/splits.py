@@ -95,7 +95,7 @@ def _list_files(root: Path) -> list[File]:
             below = root / split / name
             prefix = PurePosixPath(split, name)
             above = _identity(root), _identity(root / split)
-            inner = _walk(below, above) if below.is_dir() else []
+            inner = walk(below, above) if below.is_dir() else []
             own = [File(str(prefix / path), split, label, path) for path in inner]
             if not given and not any(file.suffix in SUFFIXES for file in own):
                 raise UserError(
@@ -126,8 +126,18 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _walk(directory: Path, above: tuple[tuple[int, int], ...]) -> list[str]:
-    """Returns the posix paths of the files below a folder, relative to it."""
+def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
+    """Returns the posix paths of the files below a folder, relative to it.
+
+    Hidden files and folders are ignored; links are followed.
+
+    Args:
+      directory: the folder.
+      above: what identifies the folders it lies in, to which no link may lead.
+
+    Raises:
+      UserError: if a folder links to one above it.
+    """
     paths: list[str] = []
 
     def visit(folder: str, above: tuple[tuple[int, int], ...]) -> None:
@@ -180,7 +190,7 @@ def group_of(inner: str, group_by: str) -> str:
                 "folder of its group or choose another group_by"
             )
         return str(path.parent)
-    return _search("group_by", group_by, inner)
+    return search("group_by", group_by, inner)
 
 
 def generator_of(inner: str, generator_by: str, label: int) -> str:
@@ -200,10 +210,15 @@ def generator_of(inner: str, generator_by: str, label: int) -> str:
     if generator_by == "folder":
         parts = PurePosixPath(inner).parts
         return parts[0] if len(parts) > 1 else "unknown"
-    return _search("generator_by", generator_by, inner)
+    return search("generator_by", generator_by, inner)
 
 
-def _search(field: str, pattern: str, inner: str) -> str:
+def search(field: str, pattern: str, inner: str) -> str:
+    """Returns the first group of a regex found in a path, or else the whole match.
+
+    Raises:
+      UserError: if it is no regex, or finds nothing; the message names `field`.
+    """
     try:
         match = re.search(pattern, inner)
     except re.error as error:

@@ -1,0 +1,47 @@
+"""Cuts faces out of videos, for training and evaluation.
+
+    python -m experiments.prepare_faces --input=VIDEOS --output=CROPS
+
+VIDEOS is a video or a folder of videos; `a/b/003.mp4` becomes `CROPS/a/b/003/` with
+`<frame>_<face>.png`. Writes CROPS/manifest.csv, rejected.csv and preparation.json. The
+same command goes on where it stopped.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import launch
+
+_INPUT = flags.DEFINE_string("input", None, "A video, or a folder.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the crops.", required=True)
+
+
+def main() -> None:
+    """Prepares, and prints what came out."""
+    from fdftnet_jax.data import face_crops
+
+    found = face_crops.prepare(flags.FLAGS.config, _INPUT.value, _OUTPUT.value)
+    output = Path(_OUTPUT.value)
+    again = f", {found.changed} of them again (changed)" if found.changed else ""
+    reasons = ", ".join(
+        f"{number} {reason}" for reason, number in found.rejected.items()
+    )
+    print(
+        f"{found.videos} videos: {found.new} prepared now{again}, "
+        f"{found.videos - found.new - found.unreadable} before, "
+        f"{found.unreadable} unreadable; {found.seconds:.1f} s\n"
+        f"  crops     {found.crops}, listed in {output / 'manifest.csv'}\n"
+        f"  rejected  {reasons or 'nothing'}, listed in {output / 'rejected.csv'}"
+    )
+    if all((output / name).is_dir() for name in ("real", "fake")):
+        print(
+            "train on them:\n  python -m experiments.pretrain "
+            "--config=configs/pretrain.py:squeezenet,folder "
+            f"--config.data.dir={output} --config.data.group_by=folder "
+            "--workdir=runs/base"
+        )
+
+
+if __name__ == "__main__":
+    launch.run(main, "configs/prepare_faces.py")

@@ -1,0 +1,336 @@
+"""From videos to a folder of face crops, which the data sets read.
+
+Each video below a folder becomes a folder at the same place below another:
+`a/b/003.mp4` becomes `a/b/003/<frame>_<face>.png`. Such a folder takes its name when
+it is complete, with a record of what is in it (`.prepared.json`), so that a killed run
+goes on with the videos that are not done.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import ml_collections
+from tqdm import tqdm
+
+from fdftnet_jax import files
+from fdftnet_jax.data import splits, videos, workers
+from fdftnet_jax.data.face_detection import DETECTORS, FaceDetector
+from fdftnet_jax.data.video_crops import (
+    INCOMPLETE,
+    Preparer,
+    Record,
+    Rules,
+    Task,
+    crop_name,
+    record_of,
+)
+from fdftnet_jax.errors import Interrupted, UserError
+
+MANIFEST = (
+    *("video", "frame", "face", "seconds", "x", "y", "width", "height"),
+    *("crop_x", "crop_y", "crop_side", "confidence", "crop", "source"),
+)
+REJECTED = ("video", "frame", "reason", "detail")
+UNREADABLE = "unreadable video"
+# Bytes of a video's crops, where none is known yet.
+_USUAL_BYTES = 4e6
+
+
+class Summary(NamedTuple):
+    """What a run of `prepare` did, and what there is now."""
+
+    videos: int  # Of the input.
+    new: int  # Of them, prepared now.
+    changed: int  # Of those, for another time, because the file has changed.
+    unreadable: int
+    crops: int
+    rejected: dict[str, int]  # Frames by reason, the most frequent first.
+    seconds: float
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    detectors: dict[str, type[FaceDetector]] = DETECTORS,
+) -> Summary:
+    """Cuts the faces out of all videos of a folder, or of one; or goes on with that.
+
+    Writes the folders of crops and, beside them, `manifest.csv` (a row for each crop),
+    `rejected.csv` (a row for each frame that was looked at and gave no crop, and for
+    each video that cannot be read) and `preparation.json`. Files do not depend on the
+    number of processes.
+
+    Args:
+      config: of `configs/prepare_faces.py`.
+      source: the folder, or the video. Hidden files are ignored, links are followed.
+      output: where crops go.
+      detectors: what `config.detector` may be.
+
+    Raises:
+      UserError: if a value or a path does not fit, if the output holds crops that were
+        prepared otherwise, if it cannot be written, or if there is no crop at all.
+      Interrupted: at a signal; videos that were done stay.
+    """
+    start = time.monotonic()
+    _check(config, detectors)
+    detector = detectors[config.detector]
+    rules = Rules(
+        every=config.every,
+        max_frames=config.max_frames,
+        faces=config.faces,
+        margin=float(config.margin),
+        min_size=config.min_size,
+        min_confidence=float(config.min_confidence or detector.min_confidence),
+    )
+    preparation = {
+        "schema_version": 1,
+        "detector": detector.name,
+        "detector_version": detector.version(),
+        "opencv": cv2.__version__,
+        **dataclasses.asdict(rules),
+    }
+    output = Path(splits.resolve(output))
+    tasks = _tasks(splits.resolve(source), output)
+    for task in tasks:
+        _source_of(task.video, config.source_by)
+    with _writing(output, 1e6):
+        output.mkdir(parents=True, exist_ok=True)
+    with _owned(output):
+        _keep_or_compare(preparation, output)
+        done = {task: record for task in tasks if (record := record_of(task))}
+        new = [task for task in tasks if task not in done]
+        changed = sum(os.path.exists(task.folder) for task in new)
+        make = functools.partial(Preparer, detector, rules, str(output))
+        failures = {}
+        for task, result in _prepared(make, new, config.workers, output, done):
+            if isinstance(result, Record):
+                done[task] = result
+            else:
+                failures[task.video] = result
+        rejected = _write_tables(tasks, done, failures, config.source_by, output)
+    crops = sum(len(record.crops) for record in done.values())
+    if not crops:
+        raise UserError(
+            f"expected faces in {len(tasks)} videos of {source}, found none "
+            f"({', '.join(f'{n} x {reason}' for reason, n in rejected.items())}), "
+            f"listed in {output / 'rejected.csv'}; repair the videos, or lower "
+            "config.min_size or config.min_confidence"
+        )
+    return Summary(
+        videos=len(tasks),
+        new=len(new) - len(failures),
+        changed=changed,
+        unreadable=len(failures),
+        crops=crops,
+        rejected=rejected,
+        seconds=time.monotonic() - start,
+    )
+
+
+# Field -> its type, its lowest and its highest value.
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "every": (int, 1, math.inf),
+    "max_frames": (int, 0, math.inf),
+    "margin": (float, 0, 10),
+    "min_size": (int, 1, math.inf),
+    "min_confidence": (float, 0, math.inf),
+    "workers": (int, 0, math.inf),
+}
+
+
+def _check(
+    config: ml_collections.ConfigDict, detectors: dict[str, type[FaceDetector]]
+) -> None:
+    """Raises UserError for values that no preparation can have."""
+    for name, (kind, low, high) in _RANGES.items():
+        value = config[name]
+        number = isinstance(value, int if kind is int else int | float)
+        number = number and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            to = "or more" if high == math.inf else f"to {high}"
+            raise _wrong(name, value, f"{what}, {low} {to}")
+    for name, allowed in (("detector", detectors), ("faces", ("largest", "all"))):
+        if config[name] not in allowed:
+            raise _wrong(name, config[name], " or ".join(map(repr, allowed)))
+
+
+def _wrong(name: str, value: Any, expected: str) -> UserError:
+    return UserError(
+        f"{name} is {value!r}: expected {expected}; give it with --config.{name}=VALUE"
+    )
+
+
+def _tasks(source: str, output: Path) -> list[Task]:
+    """The videos of a folder, sorted by path, or the one that `source` is."""
+    root = Path(source)
+    if not root.exists():
+        raise UserError(
+            f"expected a video or a folder of videos at {source!r}, found nothing; "
+            "give its path with --input=PATH"
+        )
+    if root.is_file():
+        root, found = root.parent, [root.name]
+    else:
+        found = sorted(splits.walk(root))
+    paths = [p for p in found if PurePosixPath(p).suffix.lower() in videos.SUFFIXES]
+    if not paths:
+        raise UserError(
+            f"expected videos ({' '.join(videos.SUFFIXES)}) in {source}, found "
+            f"{len(found)} files of other kinds; give another --input"
+        )
+    folders: dict[PurePosixPath, str] = {}
+    for path in paths:
+        folder = PurePosixPath(path).with_suffix("")
+        folders.setdefault(folder, path)
+        for other in (folder, *folder.parents):
+            if folders.get(other, path) != path:
+                raise UserError(
+                    f"expected each video of {source} to have a folder of its own, "
+                    f"found {folders[other]} and {path}, whose crops would go to "
+                    f"{other}/ and {folder}/; rename one of them"
+                )
+    return [
+        Task(path, str(root / path), str(output / PurePosixPath(path).with_suffix("")))
+        for path in paths
+    ]
+
+
+def _source_of(video: str, source_by: str) -> str:
+    """Names what a video shows: its stem, or what a regex finds in its path."""
+    if source_by == "stem":
+        return PurePosixPath(video).stem
+    return splits.search("source_by", source_by, video)
+
+
+@contextlib.contextmanager
+def _owned(output: Path) -> Iterator[None]:
+    """Holds the output against other runs; leaves nothing that is incomplete."""
+    try:
+        with files.lock(output / ".lock", blocking=False):
+            incomplete = output / INCOMPLETE
+            try:
+                shutil.rmtree(incomplete, ignore_errors=True)
+                yield
+            finally:
+                shutil.rmtree(incomplete, ignore_errors=True)
+    except BlockingIOError as holder:
+        raise UserError(
+            f"process {holder} is preparing faces in {output}: wait for it, or give "
+            "another --output"
+        ) from holder
+
+
+def _writing(output: Path, needed: float) -> contextlib.AbstractContextManager[None]:
+    advice = (
+        "free space there and give the same command again, which goes on with the "
+        "videos that are not done, or give another --output"
+    )
+    return files.writing("face crops", output, int(needed), advice)
+
+
+def _keep_or_compare(preparation: dict[str, Any], output: Path) -> None:
+    """Writes how crops are prepared, or raises UserError where it was otherwise."""
+    path = output / "preparation.json"
+    if not path.exists():
+        with _writing(output, 1e6):
+            files.write_atomic(path, json.dumps(preparation, indent=2) + "\n")
+        return
+    old = json.loads(path.read_text())
+    changes = [
+        f"{key}: {old.get(key)!r} -> {preparation.get(key)!r}"
+        for key in sorted(old.keys() | preparation.keys())
+        if old.get(key) != preparation.get(key)
+    ]
+    if changes:
+        raise UserError(
+            f"{output} holds crops that were prepared otherwise "
+            f"({'; '.join(changes)}): give the old values to go on with them, or "
+            "another --output"
+        )
+
+
+def _prepared(
+    make: Callable[[], Callable[[Task], Record | str]],
+    tasks: Sequence[Task],
+    number: int,
+    output: Path,
+    done: dict[Task, Record],
+) -> Iterator[tuple[Task, Record | str]]:
+    """Yields the record of each video, or why it cannot be read."""
+    sizes = [record.bytes for record in done.values()]
+    left = len(tasks)
+
+    def needed() -> float:
+        return left * (sum(sizes) / len(sizes) if sizes else _USUAL_BYTES)
+
+    results = workers.deal(make, tasks, number or os.cpu_count() or 1)
+    # `disable=None` shows the bar on a terminal only.
+    bar = tqdm(desc="face crops", total=left, unit=" videos", disable=None)
+    try:
+        with contextlib.closing(results), bar:
+            for task, result in results:
+                if isinstance(result, workers.Lost):
+                    result = f"reading it ended with {result.signal}"
+                if isinstance(result, Record):
+                    sizes.append(result.bytes)
+                else:
+                    # What is there is of the file as it was before.
+                    shutil.rmtree(task.folder, ignore_errors=True)
+                left -= 1
+                bar.update()
+                yield task, result
+    except Interrupted as error:
+        raise Interrupted(
+            error.signal,
+            f"stopped by {error.signal.name}: {len(done)} videos are done; the same "
+            f"command goes on with the other {left}",
+        ) from None
+    except OSError as error:
+        with _writing(output, needed()):
+            raise error
+
+
+def _write_tables(
+    tasks: Sequence[Task],
+    done: dict[Task, Record],
+    failures: dict[str, str],
+    source_by: str,
+    output: Path,
+) -> dict[str, int]:
+    """Writes `manifest.csv` and `rejected.csv`; returns the number of each reason."""
+    crops, rejected, reasons = [], [], Counter[str]()
+    for task in tasks:
+        if task not in done:
+            rejected.append([task.video, "", UNREADABLE, failures[task.video]])
+            continue
+        folder = PurePosixPath(task.video).with_suffix("")
+        source = _source_of(task.video, source_by)
+        for row in done[task].crops:
+            path = folder / crop_name(*row[:2])
+            crops.append([task.video, *row, path, source])
+        rejected += [[task.video, *row] for row in done[task].rejected]
+    reasons.update(row[2] for row in rejected)
+    for name, header, rows in (
+        ("manifest.csv", MANIFEST, crops),
+        ("rejected.csv", REJECTED, rejected),
+    ):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        with _writing(output, len(text.getvalue())):
+            files.write_atomic(output / name, text.getvalue())
+    return dict(reasons.most_common())

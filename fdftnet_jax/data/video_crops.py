@@ -1,0 +1,168 @@
+"""The face crops of one video: which faces of which frames, cut out and written."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+
+from fdftnet_jax import files
+from fdftnet_jax.data import images, videos
+from fdftnet_jax.data.face_detection import Face, FaceDetector, square_around
+from fdftnet_jax.errors import UserError
+
+# Folder, in the output, of crops that are not complete yet.
+INCOMPLETE = ".incomplete"
+# File, in a video's folder, of its record.
+RECORD = ".prepared.json"
+# Reasons for which a frame has no crop, besides those of `videos`.
+NO_FACE = "no face"
+UNSURE = "low confidence"
+TOO_SMALL = "face too small"
+# Faces below this share of the frame's shorter side are not looked for,
+_SMALLEST_SHARE = 1 / 20
+# nor those below this share of `min_size`, nor below this many pixels.
+_SMALLEST_OF_MIN, _LEAST = 1 / 2, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What determines the crops of a video; see `configs/prepare_faces.py`."""
+
+    every: int
+    max_frames: int
+    faces: str
+    margin: float
+    min_size: int
+    min_confidence: float
+
+
+class Task(NamedTuple):
+    """A video and where its crops go."""
+
+    video: str  # Posix path below the input.
+    path: str  # Where the file is.
+    folder: str  # Where the crops go.
+
+
+class Record(NamedTuple):
+    """What is known of a video that was read to its end."""
+
+    # Of the file: bytes and nanoseconds.
+    stamp: list[int]
+    # frame, face, seconds, x, y, width, height, crop_x, crop_y, crop_side, confidence.
+    crops: list[list]
+    # frame, reason, detail. A frame is in here or has crops; never both.
+    rejected: list[list]
+    bytes: int
+
+
+def record_of(task: Task) -> Record | None:
+    """What is known of a video; None where it is not done, or has changed."""
+    try:
+        text = (Path(task.folder) / RECORD).read_text()
+    except FileNotFoundError:
+        if os.path.exists(task.folder):
+            raise UserError(
+                f"expected no {task.folder}, or one that this command has made, found "
+                "another; move it elsewhere, or give another --output"
+            ) from None
+        return None
+    record = Record(**json.loads(text))
+    return record if record.stamp == stamp_of(task.path) else None
+
+
+def stamp_of(path: str) -> list[int]:
+    """What changes with a file's content; of one that is gone, [-1, -1]."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Preparer:
+    """Prepares one video after the other, in a process of its own."""
+
+    def __init__(self, detector: type[FaceDetector], rules: Rules, output: str):
+        # There is a process for each core.
+        cv2.setNumThreads(1)
+        self._detect = detector()
+        self._rules = rules
+        self._temporary = Path(output, INCOMPLETE, str(os.getpid()))
+
+    def __call__(self, task: Task) -> Record | str:
+        """Returns the record of a video, or why it cannot be read."""
+        # Of the file as it is now: one that changes meanwhile is read again.
+        stamp = stamp_of(task.path)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        try:
+            record = self._cut(task, stamp)
+        except videos.VideoError as error:
+            return error.reason
+        text = json.dumps(record._asdict()) + "\n"
+        files.write_atomic(self._temporary / RECORD, text)
+        shutil.rmtree(task.folder, ignore_errors=True)
+        Path(task.folder).parent.mkdir(parents=True, exist_ok=True)
+        self._temporary.rename(task.folder)
+        return record
+
+    def _cut(self, task: Task, stamp: list[int]) -> Record:
+        record = Record(stamp, [], [], 0)
+        written = 0
+        rules = self._rules
+        for frame in videos.read(task.path, rules.every, rules.max_frames):
+            if frame.pixels is None:
+                record.rejected.append([frame.number, frame.problem, ""])
+                continue
+            height, width, _ = frame.pixels.shape
+            smallest = max(
+                _LEAST,
+                rules.min_size * _SMALLEST_OF_MIN,
+                min(height, width) * _SMALLEST_SHARE,
+            )
+            found = self._detect(frame.pixels, round(smallest))
+            faces, reason, detail = choose(found, rules)
+            if not faces:
+                record.rejected.append([frame.number, reason, detail])
+            for index, face in enumerate(faces):
+                square = square_around(face, rules.margin, height, width)
+                png = images.encode_png(square.cut(frame.pixels))
+                name = crop_name(frame.number, index)
+                (self._temporary / name).write_bytes(png)
+                written += len(png)
+                *box, confidence = face
+                seconds = round(frame.seconds, 6)
+                row = [frame.number, index, seconds, *box, *square, confidence]
+                record.crops.append(row)
+        return record._replace(bytes=written)
+
+
+def crop_name(frame: int, face: int) -> str:
+    """The file name of a crop."""
+    return f"{frame:06d}_{face}.png"
+
+
+def choose(found: Sequence[Face], rules: Rules) -> tuple[list[Face], str, str]:
+    """Chooses the faces of a frame that are cut out.
+
+    Returns:
+      The faces, largest first; where there are none, why not, in the words of
+      `rejected.csv`, and a detail.
+    """
+    if not found:
+        return [], NO_FACE, ""
+    sure = [face for face in found if face.confidence >= rules.min_confidence]
+    if not sure:
+        return [], UNSURE, f"{max(face.confidence for face in found):.4g}"
+    sides = [min(face.width, face.height) for face in sure]
+    large = [f for f, side in zip(sure, sides, strict=True) if side >= rules.min_size]
+    if not large:
+        return [], TOO_SMALL, f"{max(sides)} pixels"
+    large.sort(key=lambda f: (-f.width * f.height, -f.confidence, f))
+    return large[:1] if rules.faces == "largest" else large, "", ""

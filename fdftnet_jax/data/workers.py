@@ -1,0 +1,134 @@
+"""Work that is dealt to processes, one of which may be lost with what it works on.
+
+A broken video can take down the C library that reads it, and the process with it: a
+pool of the standard library then loses all that is in flight, or waits for ever.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import connection, resource_tracker
+from typing import Any, NamedTuple, TypeVar
+
+Task = TypeVar("Task")
+
+
+class Lost(NamedTuple):
+    """Stands for the result of a task whose process was killed."""
+
+    signal: str  # Its name.
+
+
+class _Failure(NamedTuple):
+    error: Exception
+
+
+class _Worker:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        # A fresh interpreter: JAX's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self.link, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        # Ctrl-C goes to all processes of a terminal; who ends these is their parent.
+        # (The tracker, started by the first process, would lift the block.)
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Now the other end closes when the process ends.
+        theirs.close()
+
+    def result(self) -> Any:
+        """What the process sends; Lost where it was killed."""
+        try:
+            return self.link.recv()
+        except (EOFError, OSError):
+            self.process.join()
+        code = self.process.exitcode or 0
+        if code < 0:
+            return Lost(signal.Signals(-code).name)
+        return _Failure(RuntimeError(f"a worker ended with exit code {code}"))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.link.close()
+
+
+def deal(
+    make: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], number: int
+) -> Generator[tuple[Task, Any], None, None]:
+    """Deals tasks to processes of their own.
+
+    Processes end with this one, and with the iterator; a task in work is abandoned.
+
+    Args:
+      make: makes, in each process, the function that does a task. Like the tasks and
+        the results, it must be picklable.
+      tasks: what there is to do.
+      number: of processes, at most.
+
+    Yields:
+      Each task and its result as they are finished, in any order; `Lost` for a task
+      that took its process down.
+
+    Raises:
+      Exception: what the first task that raised did raise.
+    """
+    waiting = list(reversed(tasks))
+    idle: list[_Worker] = []
+    busy: dict[connection.Connection, tuple[_Worker, Task]] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < number:
+                worker = idle.pop() if idle else _Worker(make)
+                task = waiting.pop()
+                busy[worker.link] = worker, task
+                # A process that died at its start is noticed below.
+                with contextlib.suppress(BrokenPipeError):
+                    worker.link.send(task)
+            for link in connection.wait(list(busy)):
+                worker, task = busy[link]  # type: ignore[index]
+                result = worker.result()
+                if isinstance(result, _Failure):
+                    raise result.error
+                del busy[worker.link]
+                if isinstance(result, Lost):
+                    worker.end()
+                else:
+                    idle.append(worker)
+                yield task, result
+    finally:
+        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+            worker.end()
+
+
+def _serve(
+    link: connection.Connection, make: Callable[[], Callable[[Any], Any]]
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work = None
+    while True:
+        try:
+            task = link.recv()
+        except EOFError:
+            return
+        try:
+            work = work or make()
+            result = work(task)
+        except Exception as error:
+            result = _Failure(error)
+        link.send(result)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    # At once, in the middle of whatever it does.
+    os._exit(1)
