@@ -21,7 +21,8 @@ def get_config(detector: str = "cascade") -> ml_collections.ConfigDict:
     config.every = 10
     # At most so many of them a video, spread evenly over it; 0 for all.
     config.max_frames = 0
-    # The 'largest' face of a frame, or 'all' of them.
+    # The 'largest' face of a frame, or 'all' of them. 'largest' leaves out a face of
+    # less than half the median of the video: somebody in the background.
     config.faces = "largest"
     # Share of a face's side that is added on each side of it: the crop is a square of
     # 1 + 2 * margin times the longer side of the detector's box.

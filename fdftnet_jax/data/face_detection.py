@@ -130,13 +130,12 @@ class Mtcnn:
                 "install 'mtcnn>=1,<2' tensorflow (or '.[faces]' in the repository), "
                 "or take config.detector='cascade'"
             )
-        # The wheels for one kind of machine have names of their own.
-        names = ("tensorflow", "tensorflow-cpu", "tensorflow-intel")
-        found = {
-            d.metadata["Name"]: d.version for d in importlib.metadata.distributions()
-        }
-        tensorflow = next((found[name] for name in names if name in found), "unknown")
-        return f"mtcnn {importlib.metadata.version('mtcnn')}, TensorFlow {tensorflow}"
+        # TensorFlow's wheels for one kind of machine have names of their own.
+        wheel, *_ = importlib.metadata.packages_distributions()["tensorflow"]
+        return (
+            f"mtcnn {importlib.metadata.version('mtcnn')}, "
+            f"TensorFlow {importlib.metadata.version(wheel)}"
+        )
 
     def __call__(self, image: np.ndarray, smallest: int) -> list[Face]:
         """See `FaceDetector`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 
 from fdftnet_jax import files
 from fdftnet_jax.data import images, videos
@@ -23,6 +24,10 @@ RECORD = ".prepared.json"
 NO_FACE = "no face"
 UNSURE = "low confidence"
 TOO_SMALL = "face too small"
+ANOTHER = "smaller than the usual face"
+# Where one face a frame is taken: below this share of the median of the video's faces,
+# it is taken for that of somebody in the background.
+_USUAL_SHARE = 1 / 2
 # Faces below this share of the frame's shorter side are not looked for,
 _SMALLEST_SHARE = 1 / 20
 # nor those below this share of `min_size`, nor below this many pixels.
@@ -140,7 +145,23 @@ class Preparer:
                 seconds = round(frame.seconds, 6)
                 row = [frame.number, index, seconds, *box, *square, confidence]
                 record.crops.append(row)
-        return record._replace(bytes=written)
+        record = record._replace(bytes=written)
+        return self._without_others(record) if rules.faces == "largest" else record
+
+    def _without_others(self, record: Record) -> Record:
+        """Leaves out, and deletes, the crops of faces much smaller than the usual."""
+        sides = [
+            max(width, height) for *_, width, height in (r[:7] for r in record.crops)
+        ]
+        usual = float(np.median(sides)) if sides else 0.0
+        crops, rejected = [], list(record.rejected)
+        for side, row in zip(sides, record.crops, strict=True):
+            if side >= _USUAL_SHARE * usual:
+                crops.append(row)
+            else:
+                (self._temporary / crop_name(*row[:2])).unlink()
+                rejected.append([row[0], ANOTHER, f"{side} of {usual:g} pixels"])
+        return record._replace(crops=crops, rejected=sorted(rejected))
 
 
 def crop_name(frame: int, face: int) -> str:
