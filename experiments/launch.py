@@ -24,7 +24,11 @@ _TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[], Any], default_config: str = "") -> None:
+def run(
+    main: Callable[[], Any],
+    default_config: str = "",
+    fields: str = "configs/base.py",
+) -> None:
     """Parses the flags and runs `main`; a user's mistake is one line and code 2.
 
     Ctrl-C and SIGTERM end it with one line and the codes 130 and 143.
@@ -33,6 +37,7 @@ def run(main: Callable[[], Any], default_config: str = "") -> None:
       main: the experiment; it reads `flags.FLAGS`.
       default_config: config file and argument where `--config` is not given; '' for an
         experiment without that flag.
+      fields: the file that says what the config's fields mean.
     """
     _use_large_pages()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -59,7 +64,7 @@ def run(main: Callable[[], Any], default_config: str = "") -> None:
     logging.set_verbosity(logging.FATAL)
     app.run(
         lambda argv: _guarded(main, argv),
-        flags_parser=lambda argv: _parse(argv, default_config),
+        flags_parser=lambda argv: _parse(argv, default_config, fields),
     )
 
 
@@ -135,7 +140,7 @@ def _interrupt(number: int, _) -> NoReturn:
     )
 
 
-def _parse(argv: list[str], default_config: str) -> list[str]:
+def _parse(argv: list[str], default_config: str, fields: str) -> list[str]:
     for argument in argv:
         file = re.match(r"--?config=([^:]*)", argument)
         if file and not os.path.isfile(file[1]):
@@ -146,24 +151,24 @@ def _parse(argv: list[str], default_config: str) -> list[str]:
     except Exception as error:
         if any(re.fullmatch(r"--?debug(=true)?", argument) for argument in argv):
             raise
-        _fail(_explain(error, default_config))
+        _fail(_explain(error, default_config, fields))
 
 
-def _explain(error: Exception, default_config: str) -> str:
+def _explain(error: Exception, default_config: str, fields: str) -> str:
     """One line for what was wrong with the command line."""
     known = _config_values(default_config)
     for argument in sys.argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and known and match[1] not in known:
             near = difflib.get_close_matches(match[1], known, 1, 0.5)
-            hint = "see configs/base.py"
+            hint = f"see {fields}"
             if near:
                 hint = f"did you mean --config.{near[0]}?"
             return f"no config key {match[1]!r}; {hint}"
     wrong = re.search(r"[Ff]lag --config\.([\w.]+)=(.*?): ", str(error))
     if wrong and type(known.get(wrong[1])) in _TYPES:
         expected = _TYPES[type(known[wrong[1]])]
-        return f"{wrong[1]} is {wrong[2]!r}: expected {expected}; see configs/base.py"
+        return f"{wrong[1]} is {wrong[2]!r}: expected {expected}; see {fields}"
     # What a config file raised stands at the end of the traceback that absl quotes.
     text = str(error).strip().rsplit("\n", 1)[-1].strip()
     if required := re.search(r"Flag --(\w+) must have a value", text):

@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, "configs/prepare_faces.py")
+    launch.run(main, "configs/prepare_faces.py", fields="configs/prepare_faces.py")

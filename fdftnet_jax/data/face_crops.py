@@ -297,8 +297,8 @@ def _prepared(
     except Interrupted as error:
         raise Interrupted(
             error.signal,
-            f"stopped by {error.signal.name}: {len(done)} videos are done; the same "
-            f"command goes on with the other {left}",
+            f"stopped by {error.signal.name}: {len(done)} of {len(done) + left} videos "
+            "are done; the same command goes on with the others",
         ) from None
     except OSError as error:
         with _writing(output, needed()):

@@ -1,0 +1,26 @@
+"""A command that waits at dark frames: `waiting_run.py INPUT OUTPUT`."""
+
+import sys
+
+import drawn_videos
+import face_crop_runs
+
+from experiments import launch
+from fdftnet_jax.data import face_crops
+
+
+def main():
+    source, output = sys.argv[1:]
+    sys.argv[1:] = []
+    launch.run(
+        lambda: face_crops.prepare(
+            face_crop_runs.crop_config(),
+            source,
+            output,
+            {"stub": drawn_videos.Waiting},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
