@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import drawn_videos
 import face_crop_runs
@@ -83,6 +84,14 @@ def test_the_preparation_is_written(config, tree, tmp_path, serial):
     assert written["min_confidence"] == 0.5
     for key in ("every", "max_frames", "faces", "margin", "min_size"):
         assert written[key] == config[key]
+
+
+def test_at_most_so_many_frames_a_video(config, tree, tmp_path, serial):
+    config.max_frames = 2
+    prepare(config, tree, tmp_path / "out")
+    rows = table(tmp_path / "out/manifest.csv")
+    # Of 0, 3, 6, 9, the middles of both halves.
+    assert [row["frame"] for row in rows] == ["3", "9"] * 2
 
 
 def test_a_single_video(config, tree, tmp_path, serial):
@@ -222,6 +231,15 @@ def test_videos_that_cannot_be_read_are_listed(config, tree, tmp_path, serial):
     assert (found.unreadable, found.new, found.crops) == (2, 1, 12)
 
 
+def test_a_name_that_is_not_utf_8(config, tree, tmp_path, serial):
+    os.rename(tree / "real/a/003.mp4", os.fsencode(tree / "real") + b"/\xff.mp4")
+    found = prepare(config, tree, tmp_path / "out")
+    assert (found.unreadable, found.new) == (1, 1)
+    [row] = table(tmp_path / "out/rejected.csv")
+    assert row["video"] == r"real/\xff.mp4"
+    assert row["detail"] == "its name is not UTF-8"
+
+
 def test_a_video_that_is_cut_short_gives_what_there_is(config, tree, tmp_path, serial):
     path = tree / "fake/000_003.avi"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -292,6 +310,12 @@ def test_inputs_that_do_not_fit(config, tree, tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(config, source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(config, tree, tmp_path, serial):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"expected to write face crops to .*another"):
+        prepare(config, tree, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

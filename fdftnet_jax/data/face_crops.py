@@ -186,7 +186,14 @@ def _tasks(source: str, output: Path) -> list[Task]:
     if root.is_file():
         root, found = root.parent, [root.name]
     else:
-        found = sorted(splits.walk(root))
+        try:
+            found = sorted(splits.walk(root))
+        except OSError as error:
+            raise UserError(
+                f"expected a readable folder at {error.filename or root}, found "
+                f"{error.strerror or error}; change its permissions, or move it "
+                "elsewhere"
+            ) from error
     paths = [p for p in found if PurePosixPath(p).suffix.lower() in videos.SUFFIXES]
     if not paths:
         raise UserError(
@@ -235,12 +242,21 @@ def _owned(output: Path) -> Iterator[None]:
         ) from holder
 
 
-def _writing(output: Path, needed: float) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _writing(output: Path, needed: float) -> Iterator[None]:
+    """Turns everything that can go wrong with writing into one line."""
     advice = (
         "free space there and give the same command again, which goes on with the "
         "videos that are not done, or give another --output"
     )
-    return files.writing("face crops", output, int(needed), advice)
+    try:
+        with files.writing("face crops", output, int(needed), advice):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"expected to write face crops to {output}, found: {error}; give another "
+            "--output"
+        ) from error
 
 
 def _keep_or_compare(preparation: dict[str, Any], output: Path) -> None:
@@ -330,7 +346,14 @@ def _write_tables(
         ("rejected.csv", REJECTED, rejected),
     ):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([_printable(str(value)) for value in row] for row in rows)
         with _writing(output, len(text.getvalue())):
             files.write_atomic(output / name, text.getvalue())
     return dict(reasons.most_common())
+
+
+def _printable(name: str) -> str:
+    """Replaces bytes of a name that are not UTF-8 by their numbers."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -3,7 +3,7 @@
 OpenCV reads with FFmpeg, which conceals damage: it fills up what it cannot decode with
 what it has, says so on standard error, and goes on. Here such frames are told from good
 ones by what the decoder says while it works. (Codecs without any redundancy, such as
-VP8 and VP9, say nothing of a few wrong bytes.)
+VP8 and VP9, say nothing of a few wrong bytes; others notice some late.)
 """
 
 import contextlib
@@ -100,6 +100,10 @@ def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[F
     name = os.path.abspath(path)
     if not os.path.isfile(name) or not os.path.getsize(name):
         raise VideoError(name, "empty" if os.path.isfile(name) else "no such file")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise VideoError(name, "its name is not UTF-8") from None
     with _Listener() as decoder:
         video, said = decoder.hear(
             lambda: cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
