@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # All of the backbone under a new linear layer.
     "full_finetune": {"model.kind": "linear", "trainable": "all", "release_epoch": 0},
     # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.
-    "paper": {},
+    "paper": {"release_epoch": 0},
     # The default recipe with the backbone frozen to the end.
     "frozen": {"release_epoch": 0},
     "linear_probe": {"model.kind": "linear", "release_epoch": 0},
@@ -54,7 +54,7 @@ def prepare(
 ) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
     """The runs, a seed after the other, and what writes the table (see `grid`)."""
     cells = list_cells(config)
-    longest = max(len(runs) for runs in cells.values())
+    longest = max(map(len, cells.values()))
     runs = [
         cell[seed]
         for seed in range(longest)
@@ -80,7 +80,9 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
     cells: Cells = {(BASE, 0): [_pretraining(config, seed) for seed in range(seeds)]}
     for replay in replays:
         for method, number in config.seeds.items():
-            if number:
+            # New weights have no old forgery of their own: it is named by its folder.
+            nameless = method == "scratch" and replay > 0 and not config.old.dir
+            if number and not nameless:
                 cells[method, replay] = [
                     _adaptation(config, method, replay, base)
                     for base in cells[BASE, 0][:number]
@@ -112,7 +114,6 @@ def _adaptation(
         config.recipe = "paper"
     changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
     if method == "scratch" and replay:
-        # New weights have no old forgery of their own.
         changes["data.replay_dir"] = base.config.data.dir
     seed = base.config.seed
     made = phases.phase_config(

@@ -1,0 +1,149 @@
+"""The comparison of methods, from end to end, on a small backbone and toy pictures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import small_runs
+from sklearn import metrics
+
+from configs import compare as config_file
+from experiments import compare, grid
+from fdftnet_jax.errors import UserError
+
+
+def small_config(cache_dir, **seeds):
+    config = config_file.get_config()
+    config.backbone = small_runs.BACKBONE
+    config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    config.finetune.data.shots = 12
+    config.pretrain.epochs = 1
+    config.finetune.epochs = 2
+    config.finetune.release_epoch = 1
+    config.replays = "4,0"
+    config.seeds.update({method: seeds.get(method, 0) for method in config.seeds})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_dir):
+    """(workdir, rows of the table) of every method, two of them with two seeds."""
+    workdir = tmp_path_factory.mktemp("compare")
+    seeds = dict.fromkeys(compare.METHODS, 1) | {"fdftnet": 2, "full_finetune": 2}
+    runs, write = compare.prepare(small_config(cache_dir, **seeds), workdir)
+    outcomes = grid.execute(runs, workdir)
+    assert not grid.failures(outcomes)
+    write(outcomes)
+    with (workdir / "compare.csv").open() as file:
+        return workdir, list(csv.DictReader(file))
+
+
+def config_of(workdir, run):
+    return json.loads((workdir / run / "config.json").read_text())
+
+
+def scored(workdir, run, family):
+    path = workdir / run / "evaluation" / f"toy-{family}-test_scores.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    labels = [int(row["label"]) for row in rows]
+    return metrics.roc_auc_score(labels, [float(row["logit"]) for row in rows])
+
+
+def test_there_is_a_row_for_each_method_and_replay(finished):
+    _, rows = finished
+    found = [(row["method"], row["replay"]) for row in rows]
+    assert found == [("pre-trained", "-")] + [
+        (method, replay)
+        for replay in ("4", "-")
+        for method in compare.METHODS
+        if (method, replay) != ("scratch", "4")
+    ]
+    seeds = {(row["method"]): row["seeds"] for row in rows}
+    assert seeds["pre-trained"] == seeds["fdftnet"] == "2" and seeds["scratch"] == "1"
+
+
+def test_the_figures_are_those_of_the_scores(finished):
+    workdir, rows = finished
+    for row in rows:
+        method, seeds = row["method"], range(int(row["seeds"]))
+        name = "base" if method == "pre-trained" else method
+        name += "-replay4" * (row["replay"] == "4")
+        for title, family in (("new", "blended"), ("old", "upsampled")):
+            found = [scored(workdir, f"seed{s}/{name}", family) for s in seeds]
+            assert row[f"{title}: AUROC, %"].startswith(f"{100 * np.mean(found):.2f}")
+            before = [scored(workdir, f"seed{s}/base", family) for s in seeds]
+            if title == "old" and method != "pre-trained":
+                lost = 100 * np.mean(np.subtract(before, found))
+                assert float(row["forgetting, %"].split(" ")[0]) == pytest.approx(
+                    lost, abs=0.006
+                )
+            other = f"full_finetune{'-replay4' * (row['replay'] == '4')}"
+            if method in ("pre-trained", "full_finetune"):
+                assert row[f"{title}: against full_finetune, %"] == "-"
+                continue
+            against = [scored(workdir, f"seed{s}/{other}", family) for s in seeds]
+            difference, rest = row[f"{title}: against full_finetune, %"].split(" ", 1)
+            assert float(difference) == pytest.approx(
+                100 * np.mean(np.subtract(found, against)), abs=0.06
+            )
+            low, high = rest[1 : rest.index(")")].split(" to ")
+            assert float(low) <= float(difference) <= float(high)
+
+
+def test_the_methods_train_what_they_say(finished):
+    workdir, rows = finished
+    trained = {(r["method"], r["replay"]): r["trained"].replace(",", "") for r in rows}
+    # The backbone of tests/small_runs.py: two convolutions and a normalisation, by
+    # hand; a dense layer of 16 x 2 and 2.
+    backbone = 3 * 3 * 3 * 8 + 8 + 2 * 8 + 3 * 3 * 8 * 16 + 16
+    for replay in ("4", "-"):
+        for method in ("full_finetune", "l2_sp"):
+            assert int(trained[method, replay]) == backbone + 34
+        assert int(trained["linear_probe", replay]) == 34
+        frozen = int(trained["frozen", replay])
+        assert frozen == int(trained["paper", replay]) > 34
+        assert int(trained["fdftnet", replay]) == frozen + backbone
+    assert int(trained["scratch", "-"]) == backbone + 34
+    assert config_of(workdir, "seed0/l2_sp")["optimizer"]["l2_sp"] > 0
+    assert config_of(workdir, "seed0/scratch")["init_from"] == ""
+    paper = config_of(workdir, "seed0/paper")
+    assert paper["optimizer"]["learning_rate"] == 0.3
+    budgets = {
+        config_of(workdir, f"seed0/{method}")["epochs"] for method in compare.METHODS
+    }
+    assert budgets == {2}
+
+
+def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
+    workdir, _ = finished
+    assert config_of(workdir, "seed0/base")["data"]["family"] == "upsampled"
+    for run in ("fdftnet", "fdftnet-replay4"):
+        found = config_of(workdir, f"seed0/{run}")
+        assert found["data"]["family"] == "blended"
+        assert found["data"]["replay"] == 4 * ("replay" in run)
+        assert found["init_from"] == str(workdir / "seed0" / "base")
+
+
+def test_what_is_there_makes_a_table(cache_dir, tmp_path):
+    runs, write = compare.prepare(small_config(cache_dir, fdftnet=2), tmp_path)
+    nothing = {run.name: grid.Outcome() for run in runs}
+    assert "# Comparison" in write(nothing)
+    assert (tmp_path / "compare.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replays": "some"}, "replays has 'some': expected whole numbers"),
+        ({"replays": ""}, "replays is ''"),
+        ({"seeds.fdftnet": -1}, "--config.seeds.fdftnet=3"),
+        ({}, "expected a number of seeds for each method"),
+    ],
+)
+def test_a_comparison_of_nothing(cache_dir, changes, message):
+    config = small_config(cache_dir)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        compare.list_cells(config)
