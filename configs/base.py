@@ -123,6 +123,17 @@ def get_config() -> ml_collections.ConfigDict:
     # Strength of L2-SP, a pull of that backbone's weights to where they started.
     config.optimizer.l2_sp = 0.0
 
+    # After the training, by its best checkpoint's scores of the validation split.
+    config.calibration = ml_collections.ConfigDict()
+    # The threshold: 'eer' (as many of the real images are called fake as of the fake
+    # ones real) or 'fpr' (most fakes are found within a false positive rate).
+    config.calibration.rule = "eer"
+    # rule 'fpr': the largest share of validation's real images called fake, in 0..1.
+    config.calibration.fpr = 0.01
+    # Share of fakes among the pictures that will be scored, which P(fake) is for; 0 is
+    # their share of the images that were trained on.
+    config.calibration.prior = 0.5
+
     config.augment = ml_collections.ConfigDict()
     # Zoom per axis, uniform in 1 +- this.
     config.augment.zoom = 0.0

@@ -2,9 +2,14 @@
 
     python -m experiments.evaluate --workdir=runs/fdft --split=test [--data_dir=PATH]
 
-Everything else comes from the workdir. Prints a summary and writes
-WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv.
+Everything else comes from the workdir: a threshold and probabilities from its
+calibration.json, which is made where it is missing. Prints a summary and writes
+WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv, and with
+--pool=group <dataset>-<split>_groups.csv.
 """
+
+import textwrap
+from typing import Any
 
 from absl import flags
 
@@ -20,29 +25,126 @@ _SPLIT = flags.DEFINE_enum(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Another folder of images than the run's own."
 )
+_POOL = flags.DEFINE_enum(
+    "pool",
+    "none",
+    ["none", "group"],
+    "'group' adds figures by group, such as a video: the mean logit of its images.",
+)
+_WIDTH = 96
+_TITLES = {
+    "auc": "AUROC",
+    "average_precision": "average precision (AP)",
+    "eer": "equal error rate (EER)",
+    "tpr_at_fpr_0.01": "TPR at FPR 1 %",
+    "tpr_at_fpr_0.001": "TPR at FPR 0.1 %",
+    "accuracy": "accuracy at score 0.5",
+    "accuracy_at_threshold": "accuracy at the threshold",
+    "loss": "cross entropy, nats",
+    "brier_raw": "Brier score, raw",
+    "brier_calibrated": "Brier score, calibrated",
+    "ece_raw": "calibration error, raw",
+    "ece_calibrated": "calibration error, calibrated",
+}
 
 
 def main() -> None:
     """Scores, prints and writes."""
-    from fdftnet_jax.evaluation import scoring
+    from fdftnet_jax.evaluation import calibration, results, scoring
 
     data = {"name": "folder", "dir": _DATA_DIR.value} if _DATA_DIR.value else None
     scores = scoring.score_split(_WORKDIR.value, _SPLIT.value, data=data)
-    found = scores.metrics
-    confusion = found["confusion"]
-    json_path, csv_path = scoring.write(scores, _WORKDIR.value)
-    real = confusion["true_real"] + confusion["false_fake"]
-    fake = confusion["true_fake"] + confusion["false_real"]
-    print(
-        f"{scores.dataset}, {scores.split} split: {found['num_examples']} images, "
-        f"checkpoint of step {scores.step}\n"
-        f"  accuracy {found['accuracy']:.4f}   AUROC {found['auc']:.4f}   "
-        f"AP {found['average_precision']:.4f}   EER {found['eer']:.4f}   "
-        f"loss {found['loss']:.4f}\n"
-        f"  real called fake {confusion['false_fake']} of {real}, "
-        f"fake called real {confusion['false_real']} of {fake}\n"
-        f"  {json_path}\n  {csv_path}"
+    calibrated = calibration.for_run(_WORKDIR.value)
+    report = results.report(scores, calibrated, pool=_POOL.value == "group")
+    paths = results.write(report, scores, calibrated, _WORKDIR.value)
+    rule = calibration.describe(calibrated) if calibrated else ""
+    print(summary(report, rule), *(f"  {path}" for path in paths), sep="\n")
+
+
+def summary(report: dict[str, Any], rule: str = "") -> str:
+    """A report as text for a terminal of 100 columns.
+
+    Args:
+      report: of `results.report`.
+      rule: where the threshold comes from, '' without a calibration.
+    """
+    bootstrap = report["bootstrap"]
+    lines = [
+        f"{report['dataset']}, {report['split']} split: {report['num_examples']} "
+        f"images ({report['num_real']} real, {report['num_fake']} fake), checkpoint of "
+        f"step {report['checkpoint_step']}",
+        f"  {'':30}{'':8}  {bootstrap['level']:.0%} interval, {bootstrap['resamples']} "
+        f"resamples of {bootstrap['num_units']} {bootstrap['unit']}s",
+        *_figures(report["figures"]),
+        *_wrapped(_threshold(report, rule)),
+        *_verdicts(report["verdicts"]),
+        *_generators(report["generators"]),
+    ]
+    if pooled := report["pooled"]:
+        lines += [
+            f"  by group: {pooled['num_rows']} ({pooled['num_real']} real, "
+            f"{pooled['num_fake']} fake), mean logit of the images of each",
+            *_figures(pooled["figures"]),
+            *_verdicts(pooled["verdicts"]),
+            *_generators(pooled["generators"]),
+        ]
+    for note in report["notes"]:
+        lines += _wrapped(f"note: {note}")
+    return "\n".join(lines)
+
+
+def _threshold(report: dict[str, Any], rule: str) -> str:
+    found = report["calibration"]
+    if found is None:
+        return "threshold: score 0.5, not calibrated"
+    number = found["num_real"] + found["num_fake"]
+    return (
+        f"threshold: P(fake) {found['threshold_probability']:.4f}, logit "
+        f"{found['threshold_logit']:.4f}: {rule} ({number} images); temperature "
+        f"{found['temperature']:.4g}, prior {found['prior']:.3g}"
     )
+
+
+def _figures(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"  {title:30}{_figure(figures[name])}"
+        for name, title in _TITLES.items()
+        if name in figures
+    ]
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    text = f"{figure['value']:8.4f}"
+    if figure["interval"]:
+        low, high = figure["interval"]
+        text += f"  [{low:.4f}, {high:.4f}]"
+    return text
+
+
+def _verdicts(counts: dict[str, int]) -> list[str]:
+    real = counts["true_real"] + counts["false_fake"]
+    fake = counts["true_fake"] + counts["false_real"]
+    return [
+        f"  at the threshold: real called fake {counts['false_fake']} of {real}, "
+        f"fake called real {counts['false_real']} of {fake}"
+    ]
+
+
+def _generators(generators: dict[str, Any]) -> list[str]:
+    if len(generators) < 2:
+        return []
+    width = min(24, max(9, *map(len, generators)))
+    lines = [f"  {'generator':{width}}{'fake':>7}  {'AUROC':27}called fake"]
+    for name, found in generators.items():
+        shown = textwrap.shorten(name, width, placeholder="...") or name[:width]
+        figures = f"{_figure(found['auc']):28}{_figure(found['tpr_at_threshold'])}"
+        few = "  few" * found["few"]
+        lines.append(f"  {shown:{width}}{found['num_fake']:7}{figures}{few}")
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def run_training(default_config: str) -> None:
 
     def main() -> None:
         # JAX starts only when the flags are known to be right.
+        from fdftnet_jax.evaluation import calibration
         from fdftnet_jax.training import loop, processes
 
         which = (coordinator.value, number.value, index.value)
@@ -114,7 +115,10 @@ def run_training(default_config: str) -> None:
             if not processes.is_primary():
                 # All processes meet with the same.
                 warnings.showwarning = lambda *_, **__: None
-        loop.train_and_evaluate(flags.FLAGS.config, workdir.value)
+        config = flags.FLAGS.config
+        loop.train_and_evaluate(config, workdir.value)
+        options = calibration.Options.of(config.to_dict())
+        calibration.for_run(workdir.value, options)
 
     run(main, default_config)
 

@@ -201,12 +201,12 @@ def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatc
     ]
 
     def fractions(**data):
-        return scoring.data_config(trained_on, data).fractions.to_dict()
+        return past_runs.data_config(trained_on, data).fractions.to_dict()
 
     assert fractions() == own["fractions"]
     assert fractions(name="folder", dir="new/") == own["fractions"]
     assert fractions(name="folder", dir="../" + tmp_path.name + "/old") == {"train": 1}
     assert fractions(name="folder", dir="third") == own["fractions"]
     # Rules on the paths of one folder need not fit another.
-    assert scoring.data_config(trained_on, {"dir": "new"}).group_by == "folder"
-    assert scoring.data_config(trained_on, {"dir": "third"}).group_by == "file"
+    assert past_runs.data_config(trained_on, {"dir": "new"}).group_by == "folder"
+    assert past_runs.data_config(trained_on, {"dir": "third"}).group_by == "file"

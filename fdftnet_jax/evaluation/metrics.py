@@ -1,6 +1,8 @@
 """Metrics of the forgery decision: real = 0, fake = 1, score = P(fake).
 
-scikit-learn computes them, over all images of a split at once.
+scikit-learn computes what it has, over all images of a split at once. `ranking` is the
+logit of the score, `logit(logits)`: it orders images as the score does and does not
+saturate.
 """
 
 from typing import Any
@@ -11,6 +13,10 @@ from scipy import special
 from sklearn import metrics
 
 from fdftnet_jax import errors
+
+# The false positive rates at which the true positive rate is told.
+FPR_BOUNDS = (0.01, 0.001)
+ECE_BINS = 15
 
 
 def logit(logits: npt.ArrayLike) -> np.ndarray:
@@ -63,29 +69,15 @@ def check_labels(labels: npt.ArrayLike) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def binary_metrics(labels: npt.ArrayLike, logits: npt.ArrayLike) -> dict[str, Any]:
-    """Scores the predictions for a whole split.
-
-    An image is called fake when its score is at least 0.5, that is `logit >= 0`: a tie
-    is called fake. Ranks are taken from `logit`, which orders images as the score does
-    but does not saturate; images with equal logits count half in the AUROC.
+def ranking(labels: npt.ArrayLike, logits: npt.ArrayLike) -> np.ndarray:
+    """Checks the outputs for a split, and reduces them to what decides.
 
     Args:
-      labels: [n], real = 0 and fake = 1; both must occur.
+      labels: [n], real = 0 and fake = 1.
       logits: [n, 2], the model's outputs for real and fake.
 
     Returns:
-      Plain Python numbers, ready for JSON:
-        num_examples: n.
-        accuracy: share of images called what they are, at score 0.5.
-        auc: area under the ROC curve.
-        average_precision: of fake, without interpolation.
-        eer: equal error rate, where the ROC curve, linear between its points, has
-          equal false positive and false negative rates.
-        loss: mean cross entropy, nats.
-        confusion: counts of images: `true_real` (real, called real), `false_fake`
-          (real, called fake), `false_real` (fake, called real), `true_fake` (fake,
-          called fake).
+      [n] float64, finite (see `logit`).
 
     Raises:
       ValueError: shapes do not fit, or a label is neither 0 nor 1.
@@ -104,25 +96,145 @@ def binary_metrics(labels: npt.ArrayLike, logits: npt.ArrayLike) -> dict[str, An
             f"{truth.size} images; the training probably diverged: train again with a "
             "lower learning rate."
         )
-    ranking = logit(values)
-    called_fake = ranking >= 0
-    confusion = metrics.confusion_matrix(truth, called_fake, labels=[0, 1])
+    return logit(values)
+
+
+def binary_metrics(labels: npt.ArrayLike, logits: npt.ArrayLike) -> dict[str, Any]:
+    """Scores the predictions for a whole split.
+
+    An image is called fake when its score is at least 0.5, that is `logit >= 0`: a tie
+    is called fake. Ranks are taken from `logit`; images with equal logits count half in
+    the AUROC.
+
+    Args:
+      labels: [n], real = 0 and fake = 1; both must occur.
+      logits: [n, 2], the model's outputs for real and fake.
+
+    Returns:
+      Plain Python numbers, ready for JSON:
+        num_examples: n.
+        accuracy: share of images called what they are, at score 0.5.
+        auc: area under the ROC curve.
+        average_precision: of fake, without interpolation.
+        eer: equal error rate, where the ROC curve, linear between its points, has
+          equal false positive and false negative rates.
+        tpr_at_fpr_0.01, tpr_at_fpr_0.001: see `tpr_at_fpr`.
+        loss: mean cross entropy, nats.
+        confusion: see `confusion`.
+
+    Raises:
+      ValueError: shapes do not fit, or a label is neither 0 nor 1.
+      UserError: a class is missing, or a logit is not finite.
+    """
+    values = ranking(labels, logits)
+    truth = check_labels(labels)
+    called_fake = values >= 0
     false_positive, true_positive, _ = metrics.roc_curve(
-        truth, ranking, drop_intermediate=False
+        truth, values, drop_intermediate=False
     )
     # Strictly increasing along the curve, from -1 to 1.
     excess = false_positive - (1 - true_positive)
     return {
         "num_examples": truth.size,
         "accuracy": float(metrics.accuracy_score(truth, called_fake)),
-        "auc": float(metrics.roc_auc_score(truth, ranking)),
-        "average_precision": float(metrics.average_precision_score(truth, ranking)),
+        "auc": float(metrics.roc_auc_score(truth, values)),
+        "average_precision": float(metrics.average_precision_score(truth, values)),
         "eer": float(np.interp(0.0, excess, false_positive)),
-        "loss": float(np.logaddexp(0, np.where(truth == 1, -ranking, ranking)).mean()),
-        "confusion": {
-            "true_real": int(confusion[0, 0]),
-            "false_fake": int(confusion[0, 1]),
-            "false_real": int(confusion[1, 0]),
-            "true_fake": int(confusion[1, 1]),
+        **{
+            f"tpr_at_fpr_{bound}": float(true_positive[false_positive <= bound].max())
+            for bound in FPR_BOUNDS
         },
+        "loss": float(losses(truth, values).mean()),
+        "confusion": confusion(truth, called_fake),
     }
+
+
+def tpr_at_fpr(labels: npt.ArrayLike, ranking: npt.ArrayLike, bound: float) -> float:
+    """The largest true positive rate whose false positive rate is within a bound.
+
+    Over the thresholds that the images attain, an image being called fake where its
+    ranking is at least the threshold, and +infinity, which calls none fake. There is no
+    interpolation: with fewer than 1 / bound real images no false positive is allowed,
+    and the bound cannot be told from 0.
+
+    Args:
+      labels: [n], real = 0 and fake = 1; both must occur.
+      ranking: [n], higher for fake.
+      bound: of the false positive rate, inclusive, in [0, 1].
+    """
+    false_positive, true_positive, _ = metrics.roc_curve(
+        check_labels(labels), ranking, drop_intermediate=False
+    )
+    return float(true_positive[false_positive <= bound].max())
+
+
+def confusion(labels: npt.ArrayLike, called_fake: npt.ArrayLike) -> dict[str, int]:
+    """Counts images by what they are and what they were called.
+
+    Args:
+      labels: [n], real = 0 and fake = 1.
+      called_fake: [n] bool.
+
+    Returns:
+      `true_real` (real, called real), `false_fake` (real, called fake), `false_real`
+      (fake, called real), `true_fake` (fake, called fake).
+    """
+    counts = metrics.confusion_matrix(labels, called_fake, labels=[0, 1])
+    names = ("true_real", "false_fake", "false_real", "true_fake")
+    return {name: int(count) for name, count in zip(names, counts.ravel(), strict=True)}
+
+
+def losses(truth: np.ndarray, ranking: np.ndarray) -> np.ndarray:
+    """The cross entropy of each image, [n], in nats."""
+    return np.logaddexp(0, np.where(truth == 1, -ranking, ranking))
+
+
+def class_weights(labels: npt.ArrayLike, share_of_fake: float) -> np.ndarray:
+    """Weights of mean 1 under which fakes have a given share of the images.
+
+    Args:
+      labels: [n], real = 0 and fake = 1; both must occur.
+      share_of_fake: in (0, 1).
+
+    Returns:
+      [n] float64: share_of_fake / (share of fakes) for a fake image, and likewise for a
+      real one.
+    """
+    truth = check_labels(labels)
+    found = truth.mean()
+    of_real, of_fake = (1 - share_of_fake) / (1 - found), share_of_fake / found
+    return np.where(truth == 1, of_fake, of_real)
+
+
+def calibration_error(
+    labels: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    bins: int = ECE_BINS,
+) -> float:
+    """Expected calibration error of P(fake), in bins of equal mass.
+
+    The images, in order of P(fake), are cut into `bins` of equally many; images of
+    equal probability are never parted, so that bins may be fewer and unequal. With w_b
+    the weight of a bin, the error is
+
+      sum_b w_b |mean label in b - mean P(fake) in b| / sum_b w_b
+
+    Even of a calibrated detector it is above 0, by chance, and more so the fewer images
+    there are.
+
+    Args:
+      labels: [n], real = 0 and fake = 1.
+      probability: [n], P(fake).
+      weights: [n], of the images in the means; None is 1 each.
+      bins: at most this many.
+    """
+    truth = np.asarray(labels, np.float64)
+    found = np.asarray(probability, np.float64)
+    weight = np.ones_like(found) if weights is None else np.asarray(weights, np.float64)
+    # The last image of every bin but the last bin's.
+    last = -(-np.arange(1, bins) * found.size // bins) - 1
+    edges = np.unique(np.sort(found)[last[last >= 0]])
+    of_bin = np.searchsorted(edges, found)
+    excess = np.bincount(of_bin, weights=weight * (truth - found))
+    return float(np.abs(excess).sum() / weight.sum())

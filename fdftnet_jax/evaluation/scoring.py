@@ -1,9 +1,7 @@
-"""Scores a split with the best checkpoint of a run, and writes what it found."""
+"""Scores a split with the best checkpoint of a run."""
 
-import csv
 import dataclasses
 import functools
-import json
 import os
 import platform
 import subprocess
@@ -22,7 +20,6 @@ from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import steps
 from fdftnet_jax.training.checkpoint import Checkpoints
 
-SCHEMA_VERSION = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorflow-datasets")
 
 
@@ -37,6 +34,7 @@ class Scores:
       step: of the checkpoint.
       logits: [n, 2] float32.
       records: path, group, generator and label of each image.
+      own: whether these are the data that the run itself was trained with.
     """
 
     dataset: str
@@ -45,6 +43,7 @@ class Scores:
     step: int
     logits: np.ndarray
     records: list[dict[str, Any]]
+    own: bool = True
 
     @property
     def labels(self) -> np.ndarray:
@@ -80,9 +79,6 @@ def score_split(
     """
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.load_meta()
-        variables = checkpoints.load_variables()
-        step = checkpoints.best
-    preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
     config = past_runs.data_config(meta["trained_on"], data or {})
     dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
     if any(
@@ -99,6 +95,22 @@ def score_split(
             "that the detector was trained on: this says nothing about new images",
             stacklevel=2,
         )
+    return score_dataset(workdir, dataset, split, batch_size=batch_size)
+
+
+def score_dataset(
+    workdir: str | os.PathLike[str],
+    dataset: forgery_faces.FaceDataset,
+    split: str,
+    *,
+    batch_size: int = 256,
+) -> Scores:
+    """`score_split` of prepared data."""
+    with Checkpoints(workdir) as checkpoints:
+        meta = checkpoints.load_meta()
+        variables = checkpoints.load_variables()
+        step = checkpoints.best
+    preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
     records = dataset.source(split)
     source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
     model = registry.build(meta["model"])
@@ -121,41 +133,12 @@ def score_split(
     )
     columns = ("path", "group", "generator", "label")
     rows = [{name: record[name] for name in columns} for record in records]
-    return Scores(dataset.name, dataset.directory, split, int(step or 0), logits, rows)
+    own = dataset.directory == meta["trained_on"][0]["directory"]
+    return Scores(
+        dataset.name, dataset.directory, split, int(step or 0), logits, rows, own
+    )
 
 
-def write(scores: Scores, workdir: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Writes `WORKDIR/evaluation/<dataset>-<split>.json` and `..._scores.csv`.
-
-    Returns:
-      The paths of both.
-    """
-    directory = Path(workdir) / "evaluation"
-    directory.mkdir(parents=True, exist_ok=True)
-    stem = f"{scores.dataset}-{scores.split}"
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "dataset": scores.dataset,
-        "split": scores.split,
-        "data_directory": scores.directory,
-        "checkpoint_step": scores.step,
-        **scores.metrics,
-        "environment": environment(),
-    }
-    json_path = directory / f"{stem}.json"
-    json_path.write_text(json.dumps(report, indent=2) + "\n")
-    csv_path = directory / f"{stem}_scores.csv"
-    with csv_path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "group", "generator", "label", "logit", "score"])
-        for record, logit, score in zip(
-            scores.records,
-            metrics.logit(scores.logits),
-            metrics.score(scores.logits),
-            strict=True,
-        ):
-            writer.writerow([*record.values(), f"{logit:.9g}", f"{score:.9g}"])
-    return json_path, csv_path
 
 
 def environment() -> dict[str, Any]:

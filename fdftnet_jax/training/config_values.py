@@ -37,6 +37,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "optimizer.clip_norm": (float, 0, math.inf),
     "optimizer.l2_sp": (float, 0, math.inf),
     "optimizer.backbone_rate": (float, 0, math.inf),
+    "calibration.fpr": (float, 0, 1),
+    "calibration.prior": (float, 0, 0.999),
     "augment.zoom": (float, 0, 0.99),
     "augment.rotation": (float, 0, 180),
     "augment.translation": (int, 0, math.inf),
@@ -56,6 +58,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "class_balance": run_data.BALANCES,
     "trainable": freezing.PHASES,
     "dtype": precision.DTYPES,
+    "calibration.rule": ("eer", "fpr"),
     "augment.flip": (False, True),
 }
 

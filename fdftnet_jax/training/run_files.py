@@ -15,6 +15,9 @@ from fdftnet_jax.errors import UserError
 
 # Changing these changes no number of a run, so a resumed one may.
 _FREE_KEYS = (
+    "calibration.fpr",
+    "calibration.prior",
+    "calibration.rule",
     "data.cache_dir",
     "data.device_megabytes",
     "data.memory_megabytes",

@@ -1,0 +1,174 @@
+"""The figures of images or videos with their intervals, as plain numbers for JSON."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from fdftnet_jax.evaluation import intervals, metrics, scoring
+from fdftnet_jax.evaluation.calibration import Calibration
+
+# With fewer images a share is known to no better than about +-0.14.
+FEW = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Images, or videos.
+
+    Attributes:
+      truth: [n] int64, real = 0 and fake = 1.
+      ranking: [n] float64, logits of the scores.
+      groups: [n] str.
+      generators: [n] str, '' for real ones.
+      sizes: [n] int64, number of images.
+    """
+
+    truth: np.ndarray
+    ranking: np.ndarray
+    groups: np.ndarray
+    generators: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, scores: scoring.Scores) -> "Rows":
+        """The images of a split.
+
+        Raises:
+          UserError: a class is missing, or a logit is not finite.
+        """
+        ranking = metrics.ranking(scores.labels, scores.logits)
+        groups, generators = (
+            np.array([record[name] for record in scores.records])
+            for name in ("group", "generator")
+        )
+        truth = metrics.check_labels(scores.labels)
+        return cls(truth, ranking, groups, generators, np.ones_like(truth))
+
+    def pooled(self) -> "Rows":
+        """One row for all of a group, class and generator, in order of appearance."""
+        keys = zip(self.groups, self.truth, self.generators, strict=True)
+        numbers: dict[tuple[str, int, str], int] = {}
+        of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        sizes = np.bincount(of_row, weights=self.sizes).astype(np.int64)
+        total = np.bincount(of_row, weights=self.ranking * self.sizes)
+        groups, truth, generators = (
+            np.array(column) for column in zip(*numbers, strict=True)
+        )
+        return Rows(truth, total / sizes, groups, generators, sizes)
+
+    def where(self, chosen: np.ndarray) -> "Rows":
+        """The rows of a mask, [n] bool."""
+        return Rows(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
+
+
+def probabilities(
+    rows: Rows, calibration: Calibration | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """P(fake) of each row and the weights under which it is judged, by its name."""
+    raw = special.expit(rows.ranking)
+    if calibration is None:
+        return {"raw": (raw, np.ones_like(raw))}
+    return {
+        "raw": (raw, metrics.class_weights(rows.truth, calibration.training_prior)),
+        "calibrated": (
+            calibration.probability(rows.ranking),
+            metrics.class_weights(rows.truth, calibration.prior),
+        ),
+    }
+
+
+def compute(
+    rows: Rows,
+    threshold: float,
+    probabilities: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    resamples: int,
+    seed: int,
+    only: tuple[str, ...] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures with their intervals, and how these were made.
+
+    Args:
+      rows: images or videos.
+      threshold: on logits.
+      probabilities: see `probabilities`.
+      resamples: how many.
+      seed: of the draws.
+      only: the names of the figures, by default all.
+    """
+    truth, ranking = rows.truth, rows.ranking
+    real, fake = truth == 0, truth == 1
+    called = ranking >= threshold
+    every = np.ones(truth.size)
+    # Means over the images: values and weights.
+    means = {
+        "accuracy": ((ranking >= 0) == truth, every),
+        "accuracy_at_threshold": (called == truth, every),
+        "tpr_at_threshold": (called, fake),
+        "fpr_at_threshold": (called, real),
+        "loss": (metrics.losses(truth, ranking), every),
+    }
+    for name, (probability, weights) in probabilities.items():
+        means[f"brier_{name}"] = ((probability - truth) ** 2, weights)
+    means = {k: v for k, v in means.items() if not only or k in only}
+    ranked = tuple(k for k in intervals.RANK_FIGURES if not only or k in only)
+    ranks = intervals.Ranks(truth, ranking)
+    weight = np.stack([np.asarray(w, np.float64) for _, w in means.values()], axis=1)
+    weighted = weight * np.stack([v for v, _ in means.values()], axis=1)
+
+    def resampled(counts: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = counts.astype(np.float64)
+        averages = (drawn @ weighted) / (drawn @ weight)
+        found = dict(zip(means, averages.T, strict=True))
+        return found | ranks(counts, ranked)
+
+    drawn = intervals.bootstrap(
+        truth, resampled, rows.groups, resamples=resamples, seed=seed
+    )
+    logits = np.stack([np.zeros_like(ranking), ranking], axis=1)
+    points = metrics.binary_metrics(truth, logits)
+    values = {name: points[name] for name in ranked}
+    averages = weighted.sum(axis=0) / weight.sum(axis=0)
+    values |= zip(means, averages.tolist(), strict=True)
+    figures = {
+        name: {"value": value, "interval": drawn.interval(name)}
+        for name, value in values.items()
+    }
+    for name, (probability, weights) in probabilities.items():
+        error = metrics.calibration_error(truth, probability, weights)
+        figures[f"ece_{name}"] = {"value": error, "interval": None}
+    return figures, {**drawn.describe(), "seed": seed}
+
+
+def by_generator(
+    rows: Rows, threshold: float, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Each generator's fakes against all real images.
+
+    Args:
+      rows: images or videos.
+      threshold: on logits.
+      resamples: how many.
+      seed: of the draws.
+
+    Returns:
+      By name: num_fake, few (fewer than `FEW`), `auc` and `tpr_at_threshold` with their
+      intervals, and the number of resamples `without_a_class`.
+    """
+    found = {}
+    for name in sorted(set(rows.generators[rows.truth == 1])):
+        part = rows.where((rows.truth == 0) | (rows.generators == name))
+        number = int(part.truth.sum())
+        only = ("auc", "tpr_at_threshold")
+        computed, bootstrap = compute(
+            part, threshold, {}, only=only, resamples=resamples, seed=seed
+        )
+        found[str(name)] = {
+            "num_fake": number,
+            "few": number < FEW,
+            **computed,
+            "without_a_class": bootstrap["without_a_class"],
+        }
+    return found

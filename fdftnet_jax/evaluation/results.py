@@ -1,0 +1,276 @@
+"""What a scored split comes to: figures with intervals, in JSON, and rows in CSV.
+
+`report` returns, and `write` stores as `WORKDIR/evaluation/<name>-<split>.json`:
+
+  schema_version     2
+  dataset, split, data_directory, checkpoint_step    what was scored, and with what
+  num_examples, num_real, num_fake, num_groups       of the split
+  threshold          `logit` and `probability` from which an image is called fake, and
+                     their `source`: 'calibration', or 'score 0.5' without one (the
+                     probability is that of `probability_of`: 'calibrated' or 'raw')
+  calibration        see `calibration.Calibration`; null without one
+  figures            name -> {value, interval}: [low, high] of `bootstrap.level`, or
+                     null where there is none
+    accuracy                 of calling fake what has a score of 0.5 or more
+    auc, average_precision, eer, tpr_at_fpr_0.01, tpr_at_fpr_0.001, loss
+                             see `metrics.binary_metrics`
+    accuracy_at_threshold, tpr_at_threshold, fpr_at_threshold
+                             shares of the images called what they are, of fake ones
+                             called fake, and of real ones called fake
+    brier_raw, ece_raw       Brier score, mean (P(fake) - label)^2, and expected
+                             calibration error (`metrics.calibration_error`), of the
+                             score
+    brier_calibrated, ece_calibrated     of the calibrated P(fake)
+  confusion          counts at score 0.5 (`metrics.confusion`)
+  verdicts           counts at the threshold
+  bootstrap          how the intervals were made (`intervals.Bootstrap.describe`), seed
+  generators         name -> its fakes against all real images: num_fake, few (fewer
+                     than `figures.FEW`), and as figures `auc` and `tpr_at_threshold`
+  pooled             null, or the same by video: num_rows, num_real, num_fake, figures
+                     (without probabilities), verdicts, bootstrap, generators
+  notes              what a reader should know before he trusts a figure
+  environment        see `scoring.environment`
+
+Brier score and ECE are over images weighted so that fakes have the share that the
+probability assumes: `calibration.training_prior` for the score and `calibration.prior`
+for the calibrated one. Without a calibration all images weigh the same. ECE has no
+interval, because it grows with chance: it is larger in a resample than in the split.
+
+**Pooled**: the images of one group, class and generator are one row, with the mean of
+their logits. Log odds are what independent evidence adds up to, and what calibration
+scales; a mean of scores would be decided by how many of them are saturated. The
+threshold is that of single images.
+
+`..._scores.csv` has a row for each image: path, group, generator, label, logit, score
+(raw), calibrated (P(fake), empty without a calibration), and verdict, 'real' or 'fake'
+at the threshold. `..._groups.csv` has the pooled rows.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from fdftnet_jax import files
+from fdftnet_jax.data import splits
+from fdftnet_jax.evaluation import figures, intervals, metrics, scoring
+from fdftnet_jax.evaluation.calibration import Calibration
+
+SCHEMA_VERSION = 2
+# With fewer groups their bootstrap finds intervals that are too narrow.
+_FEW_GROUPS = 30
+
+
+def report(
+    scores: scoring.Scores,
+    calibration: Calibration | None,
+    *,
+    pool: bool = False,
+    resamples: int = intervals.RESAMPLES,
+    seed: int = intervals.SEED,
+) -> dict[str, Any]:
+    """The figures of a scored split, ready for JSON (see the module).
+
+    Args:
+      scores: the split.
+      calibration: of the checkpoint that scored it.
+      pool: whether to add figures by video.
+      resamples: for the intervals.
+      seed: of the resamples.
+
+    Raises:
+      UserError: a class is missing, or a logit is not finite.
+    """
+    rows = figures.Rows.of(scores)
+    threshold = calibration.threshold_logit if calibration else 0.0
+    probability = calibration.threshold_probability if calibration else 0.5
+    computed, bootstrap = figures.compute(
+        rows,
+        threshold,
+        figures.probabilities(rows, calibration),
+        resamples=resamples,
+        seed=seed,
+    )
+    by_generator = figures.by_generator(rows, threshold, resamples=resamples, seed=seed)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": scores.dataset,
+        "split": scores.split,
+        "data_directory": scores.directory,
+        "checkpoint_step": scores.step,
+        "num_examples": int(rows.truth.size),
+        "num_real": int(np.sum(rows.truth == 0)),
+        "num_fake": int(np.sum(rows.truth == 1)),
+        "num_groups": len(set(rows.groups)),
+        "threshold": {
+            "source": "calibration" if calibration else "score 0.5",
+            "logit": threshold,
+            "probability": probability,
+            "probability_of": "calibrated" if calibration else "raw",
+        },
+        "calibration": calibration.to_dict() if calibration else None,
+        "figures": computed,
+        "confusion": metrics.confusion(rows.truth, rows.ranking >= 0),
+        "verdicts": metrics.confusion(rows.truth, rows.ranking >= threshold),
+        "bootstrap": bootstrap,
+        "generators": by_generator,
+        "pooled": _pooled(rows, threshold, resamples, seed) if pool else None,
+        "notes": _notes(scores, calibration, rows, computed, bootstrap, pool=pool),
+        "environment": scoring.environment(),
+    }
+
+
+def write(
+    report: dict[str, Any],
+    scores: scoring.Scores,
+    calibration: Calibration | None,
+    workdir: str | os.PathLike[str],
+) -> list[Path]:
+    """Writes a report and its rows below `WORKDIR/evaluation`.
+
+    `<name>` is that of the data; other data than the run's own add a hash of their
+    folder, so that two folders of one name do not overwrite each other.
+
+    Returns:
+      The paths of `<name>-<split>.json`, `..._scores.csv` and, where the report is
+      pooled, `..._groups.csv`.
+
+    Raises:
+      UserError: the disk is full or read-only.
+    """
+    name = scores.dataset
+    if not scores.own and scores.directory:
+        digest = hashlib.sha256(os.fsencode(scores.directory)).hexdigest()
+        name = f"{name}-{digest[:8]}"
+    directory = Path(workdir) / "evaluation"
+    stem = f"{name}-{scores.split}"
+    rows = figures.Rows.of(scores)
+    described = [
+        [record[k] for k in ("path", "group", "generator", "label")]
+        for record in scores.records
+    ]
+    texts = {
+        f"{stem}.json": json.dumps(report, indent=2) + "\n",
+        f"{stem}_scores.csv": _table(
+            ["path", "group", "generator", "label"], described, rows, calibration
+        ),
+    }
+    if report["pooled"] is not None:
+        rows = rows.pooled()
+        described = [
+            list(row)
+            for row in zip(
+                rows.groups, rows.generators, rows.truth, rows.sizes, strict=True
+            )
+        ]
+        texts[f"{stem}_groups.csv"] = _table(
+            ["group", "generator", "label", "num_images"], described, rows, calibration
+        )
+    needed = sum(map(len, texts.values()))
+    advice = "free space and give the same command again"
+    with files.writing("the evaluation", directory, needed, advice):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            files.write_atomic(directory / name, text)
+    return [directory / name for name in texts]
+
+
+def _table(
+    names: list[str],
+    described: list[list[Any]],
+    rows: figures.Rows,
+    calibration: Calibration | None,
+) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([*names, "logit", "score", "calibrated", "verdict"])
+    threshold = calibration.threshold_logit if calibration else 0.0
+    calibrated = [""] * len(described)
+    if calibration:
+        calibrated = [f"{p:.9g}" for p in calibration.probability(rows.ranking)]
+    for columns, logit, probability in zip(
+        described, rows.ranking, calibrated, strict=True
+    ):
+        verdict = splits.CLASSES[int(logit >= threshold)]
+        score = special.expit(logit)
+        writer.writerow(
+            [*columns, f"{logit:.9g}", f"{score:.9g}", probability, verdict]
+        )
+    return file.getvalue()
+
+
+def _pooled(
+    rows: figures.Rows, threshold: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    videos = rows.pooled()
+    computed, bootstrap = figures.compute(
+        videos, threshold, {}, resamples=resamples, seed=seed
+    )
+    return {
+        "num_rows": int(videos.truth.size),
+        "num_real": int(np.sum(videos.truth == 0)),
+        "num_fake": int(np.sum(videos.truth == 1)),
+        "figures": computed,
+        "verdicts": metrics.confusion(videos.truth, videos.ranking >= threshold),
+        "bootstrap": bootstrap,
+        "generators": figures.by_generator(
+            videos, threshold, resamples=resamples, seed=seed
+        ),
+    }
+
+
+def _notes(
+    scores: scoring.Scores,
+    calibration: Calibration | None,
+    rows: figures.Rows,
+    computed: dict[str, Any],
+    bootstrap: dict[str, Any],
+    *,
+    pool: bool,
+) -> list[str]:
+    notes = []
+    real = int(np.sum(rows.truth == 0))
+    for bound in metrics.FPR_BOUNDS:
+        if real * bound < 1:
+            notes.append(
+                f"{real} real images are too few to tell a false positive rate of "
+                f"{bound:g} from 0: tpr_at_fpr_{bound} allows none"
+            )
+    exact = [
+        name
+        for name, figure in computed.items()
+        if figure["interval"] and figure["interval"][0] == figure["interval"][1]
+    ]
+    if exact:
+        fewer = min(real, rows.truth.size - real)
+        notes.append(
+            f"the same in every resample: {', '.join(exact)}; an interval without "
+            f"width is no certainty, {fewer} images of a class do not show an error "
+            f"rate below about {3 / fewer:.2g}"
+        )
+    if bootstrap["unit"] == "group" and bootstrap["num_units"] < _FEW_GROUPS:
+        number = bootstrap["num_units"]
+        notes.append(f"only {number} groups: the intervals are too narrow")
+    if lacking := bootstrap["without_a_class"]:
+        notes.append(
+            f"{lacking} of {bootstrap['resamples']} resamples lack a class and are "
+            "left out of the intervals"
+        )
+    if calibration is None:
+        notes.append("not calibrated: verdicts are at score 0.5")
+    else:
+        notes += [f"calibration: {note}" for note in calibration.notes]
+    if scores.own and scores.split in ("validation", "all"):
+        notes.append(
+            "validation chose the checkpoint and the threshold: on it both look better "
+            "than they are"
+        )
+    if pool and rows.pooled().truth.size == rows.truth.size:
+        notes.append("no group holds several images: pooled figures are the same")
+    return notes
