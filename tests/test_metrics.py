@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -162,3 +163,86 @@ def test_logits_that_are_not_finite_are_a_user_error(value):
 def test_malformed_arrays_are_refused(labels, shape):
     with pytest.raises(ValueError, match="must"):
         metrics.binary_metrics(labels, np.zeros(shape))
+
+
+# Rates within a bound, and probabilities.
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("bound", [0.0, 0.001, 0.01, 0.05, 0.3, 1.0])
+def test_tpr_within_a_bound_of_the_fpr(bound, ties):
+    labels, margins = random_case(400, seed=5, ties=ties)
+    # Every threshold by brute force, in whole numbers: k of n <= bound.
+    real, fake = margins[labels == 0], margins[labels == 1]
+    allowed = [
+        (fake >= t).sum() / fake.size
+        for t in [*np.unique(margins), np.inf]
+        if (real >= t).sum() <= round(bound * real.size, 9)
+    ]
+    assert metrics.tpr_at_fpr(labels, margins, bound) == max(allowed)
+    found = metrics.binary_metrics(labels, logits_of(margins))
+    if f"tpr_at_fpr_{bound}" in found:
+        assert found[f"tpr_at_fpr_{bound}"] == max(allowed)
+
+
+def test_a_bound_is_inclusive_whatever_its_float():
+    """One false positive of 100 is within 1 %, 3 of 300 and 7 of 700 are, too."""
+    for number in (100, 300, 700):
+        # 1 % of the real images above every fake but one half, the others below.
+        above, fake = number // 100, 10
+        margins = [*[2.0] * above, *[-2.0] * (number - above), *[1.0] * 5, *[3.0] * 5]
+        labels = [0] * number + [1] * fake
+        assert metrics.tpr_at_fpr(labels, margins, 0.01) == 1
+        assert metrics.tpr_at_fpr(labels, margins, 0.009) == 0.5
+
+
+def test_class_weights_give_fakes_their_share():
+    labels = np.array([0, 0, 0, 1])
+    weights = metrics.class_weights(labels, 0.4)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[labels == 1].sum() / weights.sum() == pytest.approx(0.4)
+    np.testing.assert_allclose(metrics.class_weights(labels, 0.25), 1)
+
+
+@pytest.mark.parametrize("number", [4, 150, 157])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_calibration_error_by_hand(number, weighted):
+    rng = np.random.default_rng(number)
+    labels, probability = rng.integers(0, 2, number), rng.random(number)
+    weights = rng.random(number) if weighted else np.ones(number)
+    order = np.argsort(probability)
+    # 15 parts of equally many, one by one; a part of none where there are fewer.
+    ends = [math.ceil(k * number / 15) for k in range(16)]
+    total = 0.0
+    for start, end in itertools.pairwise(ends):
+        part = order[start:end]
+        of_labels = sum(weights[i] * labels[i] for i in part)
+        of_probability = sum(weights[i] * probability[i] for i in part)
+        total += abs(of_labels - of_probability)
+    found = metrics.calibration_error(
+        labels, probability, weights if weighted else None
+    )
+    assert found == pytest.approx(total / weights.sum(), rel=1e-12)
+
+
+def test_calibration_error_parts_no_ties():
+    """Its value must not depend on the order of the images."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    probability = rng.choice([0.1, 0.4, 0.8], 200)
+    expected = sum(
+        abs(np.sum(labels[probability == p] - p)) for p in np.unique(probability)
+    )
+    for order in (np.arange(200), rng.permutation(200)):
+        found = metrics.calibration_error(labels[order], probability[order])
+        assert found == pytest.approx(expected / 200)
+
+
+def test_calibration_error_of_the_right_probability_vanishes():
+    rng = np.random.default_rng(0)
+    probability = rng.random(100_000)
+    labels = (rng.random(100_000) < probability).astype(int)
+    assert metrics.calibration_error(labels, probability) < 0.01
+    wrong = metrics.calibration_error(labels, probability**2)
+    # E|p - p^2|
+    assert wrong == pytest.approx(1 / 2 - 1 / 3, abs=0.01)

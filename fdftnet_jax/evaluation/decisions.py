@@ -18,10 +18,10 @@ def fit_temperature(
     It minimises the cross entropy over the images, weighted so that fakes have the
     share that they have among the images of the training. (The two differ where equally
     many shots of each class are drawn from unequally many images.) The targets are not
-    0 and 1 but 1 / (n_real + 2) and (n_fake + 1) / (n_fake + 2), Laplace's rule of
-    succession: n images bear witness to no smaller an error than that (Platt 1999). So
-    T stays above 0 where the classes are separated without an error. It is kept within
-    `TEMPERATURES`.
+    0 and 1 but 0.5 / (n_real + 1) and (n_fake + 0.5) / (n_fake + 1): the error rate
+    that Jeffreys's prior expects after n images without an error, as Platt (1999) did
+    with another prior. So T stays above 0 where the classes are separated, and errs on
+    the side of doubt where images and errors are few. It is kept within `TEMPERATURES`.
 
     Args:
       truth: [n], real = 0 and fake = 1.
@@ -29,7 +29,7 @@ def fit_temperature(
       training_prior: share of fakes among the images of the training, in (0, 1).
     """
     counts = np.bincount(truth, minlength=2)
-    low, high = 1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)
+    low, high = 0.5 / (counts[0] + 1), (counts[1] + 0.5) / (counts[1] + 1)
     target = np.where(truth == 1, high, low)
     weights = metrics.class_weights(truth, training_prior)
 
