@@ -1,6 +1,7 @@
 """The experiments as commands. Each start takes seconds, so there are few."""
 
 import importlib.machinery
+import json
 import os
 import platform
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_runs
 
 from experiments import launch
 
@@ -90,15 +92,38 @@ def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
         "import small_runs; from experiments import evaluate, launch; "
         "launch.run(evaluate.main)"
     )
-    ended = start("-c", code, f"--workdir={workdir}", "--split=all")
+    ended = start("-c", code, f"--workdir={workdir}", "--split=all", "--pool=group")
     assert ended.returncode == 0, ended.stderr
-    assert "toy-both, all split: 100 images, checkpoint of step" in ended.stdout
+    assert "toy-both, all split: 100 images (50 real, 50 fake), check" in ended.stdout
     assert "accuracy" in ended.stdout and "of 50, " in ended.stdout
-    for name in ("toy-both-all.json", "toy-both-all_scores.csv"):
-        path = workdir / "evaluation" / name
+    assert "threshold: P(fake)" in ended.stdout
+    for name in (".json", "_scores.csv", "_groups.csv"):
+        path = workdir / "evaluation" / f"toy-both-all{name}"
         assert path.exists() and str(path) in ended.stdout
-    warned = [line for line in ended.stderr.splitlines() if line]
-    assert len(warned) == 1 and warned[0].startswith("warning: --split=all of toy")
+    warned, said = [line for line in ended.stderr.splitlines() if line]
+    assert warned.startswith("warning: --split=all of toy")
+    assert said.startswith("calibrated on 18 validation images: temperature")
+    assert (workdir / "calibration.json").exists()
+
+
+def test_a_finished_training_is_calibrated(pretrained, cache_dir, tmp_path):
+    """By the command; with other options a finished run is calibrated anew."""
+    workdir = tmp_path / "run"
+    shutil.copytree(pretrained, workdir)
+    code = (
+        "import small_runs; from experiments import launch; "
+        "launch.run_training(f'configs/pretrain.py:{small_runs.BACKBONE},toy')"
+    )
+    given = [f"--config.{k}={v}" for k, v in small_runs.small(cache_dir).items()]
+    for more, rule in (([], "eer"), (["--config.calibration.rule=fpr"], "fpr")):
+        ended = start("-c", code, f"--workdir={workdir}", *given, *more)
+        assert ended.returncode == 0, ended.stderr
+        finished, calibrated = ended.stderr.splitlines()
+        assert "is finished" in finished
+        assert calibrated.startswith("calibrated on 18 validation images")
+        found = json.loads((workdir / "calibration.json").read_text())
+        assert found["rule"] == rule
+    assert not (workdir / "evaluation").exists()
 
 
 # Large pages.

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import shutil
 import warnings
@@ -12,7 +13,7 @@ from scipy import special
 
 from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import scoring
+from fdftnet_jax.evaluation import results, scoring
 from fdftnet_jax.models import registry
 from fdftnet_jax.training.checkpoint import Checkpoints
 
@@ -48,9 +49,10 @@ def forward(workdir, files):
 
 
 def scored(workdir, tmp_path, *arguments, **options):
-    """What `score_split` and `write` leave: the report and the rows."""
+    """What `score_split`, `report` and `write` leave: the report and the rows."""
     scores = scoring.score_split(workdir, *arguments, **options)
-    report, table = scoring.write(scores, tmp_path)
+    made = results.report(scores, None, resamples=10)
+    report, table = results.write(made, scores, None, tmp_path)
     assert report.parent == table.parent == tmp_path / "evaluation"
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -67,14 +69,17 @@ def test_another_folder(kind, photos, cache_dir, tmp_path, request):
         name, report, table, rows = scored(
             workdir, tmp_path, "all", data=other, batch_size=3
         )
-    assert (name, table) == ("photos-all.json", "photos-all_scores.csv")
+    short = hashlib.sha256(bytes(photos)).hexdigest()[:8]
+    assert name == f"photos-{short}-all.json"
+    assert table == f"photos-{short}-all_scores.csv"
 
     # Every image once, with its own label and score.
     expected = sorted(
         str(path.relative_to(photos)) for path in photos.rglob("*") if path.is_file()
     )
     assert sorted(row["path"] for row in rows) == expected
-    assert list(rows[0]) == ["path", "group", "generator", "label", "logit", "score"]
+    names = ["path", "group", "generator", "label", "logit", "score"]
+    assert list(rows[0]) == [*names, "calibrated", "verdict"]
     for row in rows:
         label, *folders, _ = row["path"].split("/")
         assert row["label"] == {"real": "0", "fake": "1"}[label]
@@ -97,14 +102,17 @@ def test_another_folder(kind, photos, cache_dir, tmp_path, request):
     }
     fake, real = found[label == 1][:, None], found[label == 0][None]
     area = np.mean((fake > real) + 0.5 * (fake == real))
-    assert report["schema_version"] == 1
+    assert [row["verdict"] for row in rows] == ["fake" if c else "real" for c in called]
+    assert {row["calibrated"] for row in rows} == {""}
+    figures = {name: figure["value"] for name, figure in report["figures"].items()}
+    assert report["schema_version"] == 2
     assert report["num_examples"] == 12 == sum(confusion.values())
     assert report["confusion"] == confusion
-    assert report["accuracy"] == pytest.approx(np.mean(called == (label == 1)))
-    assert report["auc"] == pytest.approx(area)
+    assert figures["accuracy"] == pytest.approx(np.mean(called == (label == 1)))
+    assert figures["auc"] == pytest.approx(area)
     loss = -np.log(np.where(label == 1, score, 1 - score)).mean()
-    assert report["loss"] == pytest.approx(loss, rel=1e-6)
-    assert 0 <= report["eer"] <= 1 and 0 <= report["average_precision"] <= 1
+    assert figures["loss"] == pytest.approx(loss, rel=1e-6)
+    assert 0 <= figures["eer"] <= 1 and 0 <= figures["average_precision"] <= 1
     assert (report["dataset"], report["split"]) == ("photos", "all")
     assert report["data_directory"] == str(photos)
     with Checkpoints(workdir) as checkpoints:

@@ -1,0 +1,172 @@
+"""The calibration of a run: by validation alone, stored beside its checkpoints."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import small_runs
+from PIL import Image
+
+from fdftnet_jax.data import forgery_faces, splits
+from fdftnet_jax.evaluation import calibration, scoring
+from fdftnet_jax.evaluation.calibration import Options
+from fdftnet_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def run(finetuned, tmp_path):
+    """A finished run that is not calibrated."""
+    shutil.copytree(finetuned, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The splits that are scored."""
+    found = []
+    score = scoring.score_dataset
+
+    def told(workdir, dataset, split, **options):
+        found.append(split)
+        return score(workdir, dataset, split, **options)
+
+    monkeypatch.setattr(scoring, "score_dataset", told)
+    return found
+
+
+def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
+    made = calibration.for_run(run)
+    assert scored == ["validation"]
+    scores = scoring.score_split(run, "validation")
+    # Twelve shots of each class.
+    expected = calibration.fit(
+        scores.labels, scores.logits, Options(), training_prior=0.5
+    )
+    assert (made.rule, made.prior) == ("eer", 0.5)
+    for name in ("temperature", "threshold_logit", "validation"):
+        assert getattr(made, name) == pytest.approx(getattr(expected, name), rel=1e-5)
+    assert (made.num_real, made.num_fake) == (9, 9)
+    with Checkpoints(run) as checkpoints:
+        meta = checkpoints.load_meta()
+        assert made.checkpoint_step == checkpoints.best
+    assert made.checkpoint_digest == meta["digests"]["variables"]
+    data = forgery_faces.prepare(scoring.data_config(meta["trained_on"], {}))
+    assert made.fingerprint == data.fingerprint(("validation",))
+    stored = json.loads((run / "calibration.json").read_text())
+    assert stored == made.to_dict()
+    assert "calibrated on 18 validation images" in capsys.readouterr().err
+
+
+def test_it_is_made_once(run, scored):
+    made = calibration.for_run(run)
+    assert calibration.for_run(run) == made
+    assert calibration.for_run(run, Options()) == made
+    assert scored == ["validation"]
+    # Whatever it was made with, it is taken where nothing is asked for.
+    other = calibration.for_run(run, Options(rule="fpr", fpr=0.2, prior=0))
+    assert (other.rule, other.fpr, other.prior) == ("fpr", 0.2, 0.5)
+    assert calibration.for_run(run) == other
+    assert calibration.for_run(run, Options("fpr", 0.2, 0)) == other
+    assert len(scored) == 2
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults(run):
+    config = json.loads((run / "config.json").read_text())
+    config["calibration"] = {"rule": "fpr", "fpr": 0.3, "prior": 0.1}
+    (run / "config.json").write_text(json.dumps(config))
+    made = calibration.for_run(run)
+    assert (made.rule, made.fpr, made.prior) == ("fpr", 0.3, 0.1)
+    (run / "calibration.json").unlink()
+    del config["calibration"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert calibration.for_run(run).rule == "eer"
+    (run / "calibration.json").unlink()
+    (run / "config.json").unlink()
+    assert calibration.for_run(run).rule == "eer"
+
+
+@pytest.mark.parametrize("change", ["checkpoint_step", "checkpoint_digest", "text"])
+def test_that_of_another_checkpoint_is_made_anew(change, run, scored):
+    made = calibration.for_run(run)
+    path = run / "calibration.json"
+    found = made.to_dict() | {"temperature": 7.0, change: 0}
+    path.write_text("{" if change == "text" else json.dumps(found))
+    assert calibration.for_run(run) == made
+    assert json.loads(path.read_text()) == made.to_dict()
+    assert len(scored) == 2
+
+
+FRACTIONS = {"train": 0.4, "validation": 0.2, "test": 0.4, "finetune": 0.0}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """60 real and 30 fake pictures, and the files of each of their splits."""
+    rng = np.random.default_rng(0)
+    files = {split: [] for split in splits.SPLITS}
+    for label, number in (("real", 60), ("fake", 30)):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for index in range(number):
+            path = folder / f"{label}{index}.png"
+            patches = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+            patches.resize((40, 40), Image.Resampling.NEAREST).save(path)
+            files[splits.split_of(path.stem, FRACTIONS)].append(path)
+    return files
+
+
+def photo_run(tmp_path, cache, **changes):
+    changes |= {f"data.fractions.{split}": share for split, share in FRACTIONS.items()}
+    changes |= {"data.name": "folder", "data.dir": str(tmp_path / "photos")}
+    return small_runs.run(
+        small_runs.config(tmp_path / cache, epochs=1, **changes),
+        tmp_path / cache / "run",
+    )
+
+
+def test_no_test_image_is_needed_or_matters(photos, tmp_path):
+    first = calibration.for_run(photo_run(tmp_path, "one"))
+    for path in photos["test"]:
+        path.unlink()
+    with pytest.warns(UserWarning, match="split 'test' .* cannot be used"):
+        workdir = photo_run(tmp_path, "two")
+    assert calibration.for_run(workdir) == first
+    counts = [
+        sum(label in p.parts for p in photos["train"]) for label in ("real", "fake")
+    ]
+    assert first.training_prior == counts[1] / sum(counts)
+    assert first.prior == 0.5
+    counts = [
+        sum(label in p.parts for p in photos["validation"])
+        for label in ("real", "fake")
+    ]
+    assert [first.num_real, first.num_fake] == counts
+
+
+def test_shots_are_the_images_of_the_training(photos, tmp_path):
+    fakes = sum("fake" in path.parts for path in photos["train"])
+    shots = fakes + 3
+    workdir = photo_run(tmp_path, "one", **{"data.shots": shots})
+    found = calibration.for_run(workdir).training_prior
+    assert found == fakes / (fakes + shots)
+
+
+@pytest.mark.parametrize("gone", ["validation", "train", "folder"])
+def test_without_the_data_there_is_a_warning(gone, photos, tmp_path):
+    workdir = photo_run(tmp_path, "one")
+    if gone == "folder":
+        shutil.rmtree(tmp_path / "photos")
+    else:
+        photos[gone][0].unlink()
+    with pytest.warns(UserWarning, match="is not calibrated, its validation data") as w:
+        assert calibration.for_run(workdir) is None
+    assert len(w) == 1
+    assert not (workdir / "calibration.json").exists()
+
+
+def test_once_made_it_needs_no_data(photos, tmp_path):
+    workdir = photo_run(tmp_path, "one")
+    made = calibration.for_run(workdir)
+    shutil.rmtree(tmp_path / "photos")
+    assert calibration.for_run(workdir) == made
