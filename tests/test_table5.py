@@ -58,7 +58,7 @@ def finished(tmp_path_factory, cache_dir):
         config,
         workdir,
         trained,
-        table5.write_table(config, workdir, cells, outcomes),
+        write(outcomes),
     )
 
 
