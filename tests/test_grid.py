@@ -3,6 +3,7 @@
 Most tests here stand in for training and scoring, and count the calls.
 """
 
+import contextlib
 import json
 import shutil
 
@@ -13,7 +14,7 @@ import small_runs
 from experiments import grid
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.evaluation import scoring
-from fdftnet_jax.training import loop, run_files
+from fdftnet_jax.training import checkpoint, loop, run_files
 
 
 class Made:
@@ -41,6 +42,13 @@ class Made:
         if name in self.failing:
             raise self.failing[name]
 
+    @contextlib.contextmanager
+    def checkpoints(self, directory):
+        yield self
+
+    def load_meta(self):
+        return {"trained_parameters": 7}
+
     def score(self, directory, split, data):
         name = self.name(directory)
         assert split == "test"
@@ -60,6 +68,7 @@ class Made:
 def made(monkeypatch, tmp_path):
     found = Made(tmp_path)
     monkeypatch.setattr(loop, "train_and_evaluate", found.train)
+    monkeypatch.setattr(checkpoint, "Checkpoints", found.checkpoints)
     monkeypatch.setattr(scoring, "score_split", found.score)
     return found
 
@@ -93,6 +102,7 @@ def test_every_run_is_trained_and_scored_once_in_order(made, tmp_path, capsys):
     for name in ALL:
         assert outcomes[name].scores == {"test": written(tmp_path, name)}
         assert outcomes[name].finished and not outcomes[name].failure
+        assert outcomes[name].trained_parameters == 7
         assert outcomes[name].files["test"].parent == tmp_path / name / "evaluation"
     saved = json.loads((tmp_path / "a" / "tuned" / "config.json").read_text())
     assert saved["init_from"] == str(tmp_path / "a" / "base")
