@@ -103,6 +103,35 @@ def test_csv():
     assert (third["auc_mean"], third["test_images"], third["auc_paper"]) == ("",) * 3
 
 
+def bootstrapped(accuracy, interval):
+    """As evaluations with intervals hold it."""
+    figures = {
+        "accuracy": {"value": accuracy, "interval": interval},
+        "auc": {"value": 0.75, "interval": None},
+    }
+    return {"figures": figures, "num_examples": 40}
+
+
+def test_one_seed_has_the_interval_over_test_images():
+    row = tables.Row({"data": "a"}, [bootstrapped(0.5, [0.375, 0.5625])], 1)
+    _, _, line = cells(tables.markdown([row]))
+    assert line == ["a", "50.00 [37.50, 56.25]", "75.00", "40", "1"]
+    [found] = csv.DictReader(io.StringIO(tables.csv_text([row])))
+    assert [found[f"accuracy_{name}"] for name in ("mean", "low", "high")] == [
+        *["0.5", "0.375", "0.5625"]
+    ]
+    assert (found["accuracy_interval"], found["auc_interval"]) == ("images", "")
+
+
+def test_several_seeds_have_the_interval_over_seeds():
+    seeds = [bootstrapped(value, [0.0, 1.0]) for value in (0.5, 0.75, 0.625)]
+    row = tables.Row({"data": "a"}, seeds, 3)
+    plain = tables.Row({"data": "a"}, [scores(v, 0.75) for v in (0.5, 0.75, 0.625)], 3)
+    assert tables.markdown([row]) == tables.markdown([plain])
+    assert tables.csv_text([row]) == tables.csv_text([plain])
+    assert ",seeds," in tables.csv_text([row])
+
+
 @pytest.mark.parametrize("toy", [True, False])
 def test_written_files(tmp_path, toy):
     stem = tmp_path / "new" / "table.5"
@@ -111,11 +140,17 @@ def test_written_files(tmp_path, toy):
     assert Path(f"{stem}.md").read_text() == text
     assert Path(f"{stem}.csv").read_text() == tables.csv_text(some_rows())
     assert text.startswith("# A title\n\n| data |")
-    assert "95 % interval" in text
+    assert "± is the 95 % interval of the mean over seeds" in text
+    assert "From two seeds it is very wide" in text and "1 seed:" in text
+    assert "bootstrap" not in text
     assert ("Toy pictures" in text) == toy
     assert "- toy/squeezenet/seed1/base: the loss is no longer finite\n" in text
     one = tables.write(stem, "A title", some_rows()[1:], toy=toy, failures={})
     assert "1 seed" in one and "Failed" not in one and "95 %" not in one
+    found = [tables.Row({"data": "a"}, [bootstrapped(0.5, [0.375, 0.5625])], 1)]
+    assert "over test images (bootstrap)" in tables.write(
+        stem, "A title", found, toy=toy, failures={}
+    )
 
 
 # What sections 4.2 and 5 say in words, from -> to; accuracy, AUROC.

@@ -69,9 +69,12 @@ def draw(
         panels = figure.subplots(2, sharex=True)
         for axes, (metric, title) in zip(panels, _METRICS.items(), strict=True):
             if before:
-                mean = np.mean([scores[metric] for scores in before])
+                mean = np.mean([tables.figure(scores, metric)[0] for scores in before])
                 axes.axhline(float(mean), **_BEFORE)
-            seeds = [[scores[metric] for scores in found] for found in values.values()]
+            seeds = [
+                [tables.figure(scores, metric)[0] for scores in found]
+                for found in values.values()
+            ]
             _draw_means(figure, axes, x, seeds, joined=numbers is not None)
             low, high = axes.get_ylim()
             # An interval of few seeds may reach beyond what a score can be.

@@ -51,7 +51,39 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """A metric of each seed that has one, in [0, 1]."""
-        return [scores[metric] for scores in self.scores]
+        return [figure(scores, metric)[0] for scores in self.scores]
+
+    def interval(self, metric: str) -> tuple[float, float, str] | None:
+        """The 95 % interval of the mean, None where there is none.
+
+        Returns:
+          Its ends, and over what it is: 'seeds', or 'images' for the bootstrap over
+          test images of a single seed.
+        """
+        if len(self.scores) == 1:
+            bootstrap = figure(self.scores[0], metric)[1]
+            return None if bootstrap is None else (*bootstrap, "images")
+        if not self.scores:
+            return None
+        estimate = over_seeds(self.values(metric))
+        half = estimate.half_width or 0.0
+        return estimate.mean - half, estimate.mean + half, "seeds"
+
+
+def figure(
+    scores: Mapping[str, Any], metric: str
+) -> tuple[float, tuple[float, float] | None]:
+    """A metric in an evaluation's JSON, and its interval over test images, if any.
+
+    Args:
+      scores: with `figures`, which have intervals, or with the metrics themselves.
+      metric: its name.
+    """
+    if "figures" not in scores:
+        return scores[metric], None
+    found = scores["figures"][metric]
+    interval = found["interval"]
+    return found["value"], None if interval is None else (interval[0], interval[1])
 
 
 def over_seeds(values: npt.ArrayLike) -> Estimate:
@@ -83,10 +115,10 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [text.replace("|", "\\|") for text in row.labels.values()]
         for metric in METRICS:
-            cells.append(percent(row.values(metric)))
+            cells.append(percent(row.values(metric)) + _of_images(row, metric))
             if published:
-                figure = row.paper.get(metric)
-                cells.append("-" if figure is None else f"{figure:.2f}")
+                theirs = row.paper.get(metric)
+                cells.append("-" if theirs is None else f"{theirs:.2f}")
         found = len(row.scores)
         seeds = str(found) if found == row.seeds else f"{found} of {row.seeds}"
         lines.append([*cells, _images(row) or "-", seeds])
@@ -94,7 +126,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV, all scores in [0, 1] and the paper's too; empty for none."""
+    """The rows as CSV, all scores in [0, 1] and the paper's too; empty for none.
+
+    `<metric>_interval` says what `_low` and `_high` are over: 'seeds' or 'images'.
+    """
     lines = []
     for row in rows:
         line: dict[str, Any] = {
@@ -103,18 +138,14 @@ def csv_text(rows: Sequence[Row]) -> str:
             "test_images": _images(row),
         }
         for metric in METRICS:
-            values, figure = row.values(metric), row.paper.get(metric)
-            mean = low = high = None
-            if values:
-                estimate = over_seeds(values)
-                mean = estimate.mean
-                if estimate.half_width is not None:
-                    low, high = mean - estimate.half_width, mean + estimate.half_width
+            values, theirs = row.values(metric), row.paper.get(metric)
+            low, high, over = row.interval(metric) or (None, None, None)
             line |= {
-                f"{metric}_mean": mean,
+                f"{metric}_mean": over_seeds(values).mean if values else None,
                 f"{metric}_low": low,
                 f"{metric}_high": high,
-                f"{metric}_paper": None if figure is None else round(figure / 100, 4),
+                f"{metric}_interval": over,
+                f"{metric}_paper": None if theirs is None else round(theirs / 100, 4),
             }
         lines.append(line)
     return _csv(lines)
@@ -148,9 +179,15 @@ def write(
     Returns:
       The Markdown.
     """
-    notes = ["± is the 95 % interval of the mean over seeds (Student's t)."]
-    if all(len(row.scores) < 2 for row in rows):
-        notes = ["1 seed: how much another would differ is not known."]
+    notes = []
+    if any(len(row.scores) > 1 for row in rows):
+        notes.append("± is the 95 % interval of the mean over seeds (Student's t).")
+    if any(len(row.scores) == 2 for row in rows):
+        notes.append("From two seeds it is very wide: give three or more.")
+    if any(len(row.scores) == 1 for row in rows):
+        notes.append("1 seed: how much another would differ is not known.")
+    if any(_of_images(row, metric) for row in rows for metric in METRICS):
+        notes.append("[ ] is the 95 % interval over test images (bootstrap).")
     if toy:
         notes.append(
             "Toy pictures: a figure on them says nothing about real forgeries."
@@ -206,6 +243,12 @@ def percent(values: Sequence[float]) -> str:
     if estimate.half_width is None:
         return text
     return f"{text} ± {100 * estimate.half_width:.2f}"
+
+
+def _of_images(row: Row, metric: str) -> str:
+    """The interval of a single seed, in percent."""
+    low, high, over = row.interval(metric) or (0.0, 0.0, "")
+    return f" [{100 * low:.2f}, {100 * high:.2f}]" if over == "images" else ""
 
 
 def _images(row: Row) -> str:
