@@ -172,7 +172,8 @@ def _row(
     done = [run for run in runs if OLD in outcomes[run.name].scores]
 
     def of(title: str, metric: str, runs: Sequence[grid.Run] = done) -> list[float]:
-        return [m[metric] for m in grid.scores(outcomes, runs, title)]
+        found = grid.scores(outcomes, runs, title)
+        return [tables.figure(scores, metric)[0] for scores in found]
 
     bases = [run for run in cells[BASE, 0] if run.config.seed in _seeds(done)]
     before = of(OLD, "auc", bases)

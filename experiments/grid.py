@@ -316,7 +316,7 @@ def _missing(run: Run, outcome: Outcome) -> list[str]:
 
 def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     """Trains and scores what is left of a run, and records it."""
-    from fdftnet_jax.evaluation import scoring
+    from fdftnet_jax.evaluation import calibration, results, scoring
     from fdftnet_jax.training import checkpoint, loop
 
     directory = workdir / run.name
@@ -329,9 +329,11 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
                 meta = checkpoints.load_meta()
             outcome.trained_parameters = meta["trained_parameters"]
             outcome.finished = True
+        calibrated = calibration.for_run(directory)
         for title in _missing(run, outcome):
             scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
-            path, _ = scoring.write(scores, directory)
+            report = results.report(scores, calibrated)
+            path, _ = results.write(report, scores, calibrated, directory)
             if path in outcome.files.values():
                 raise UserError(
                     f"two data sets that {run.name} is scored on are called "

@@ -101,11 +101,16 @@ def test_fewer_old_images_than_asked_for(cache_dir, capsys):
 
 @pytest.mark.parametrize("fake", [1, 5, 10])
 def test_class_weights_count_both_classes_the_same(fake):
-    labels = np.repeat([0, 1], [20 - fake, fake]).astype(np.int32)
-    weights = np.array(run_data.class_weights("weights", labels))
+    parts = [run_data.Part(None, [], np.arange(12), (10 - fake // 2, 2 + fake // 2))]
+    parts.append(run_data.Part(None, [], np.arange(8), (5, 3)))
+    data = run_data.RunData(None, "", "", parts, [], [])
+    labels = np.repeat([0, 1], [15 - fake // 2, 5 + fake // 2])
+    weights = np.array(run_data.class_weights(data, "weights"))
     real, faked = (weights[labels[labels == label]].sum() for label in (0, 1))
     assert real == pytest.approx(faked) and real + faked == pytest.approx(20)
-    assert run_data.class_weights("batches", labels) == (1, 1)
+    assert data.fake_share("none") == pytest.approx(labels.mean())
+    assert data.fake_share("weights") == data.fake_share("batches") == 0.5
+    assert run_data.class_weights(data, "batches") == (1, 1)
 
 
 def test_balanced_batches():

@@ -11,7 +11,7 @@ import small_runs
 from PIL import Image
 from scipy import special
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import images, past_runs
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import results, scoring
 from fdftnet_jax.models import registry

@@ -121,6 +121,10 @@ class FaceDataset:
         self.splits = {split: len(e) for split, e in config.examples.items()}
         self._builder = builder
 
+    def counts(self, split: str) -> tuple[int, int]:
+        """The number of real and of fake images of a split, or of 'all'."""
+        return _count(self._builder.builder_config, split)
+
     def fingerprint(self, splits: Sequence[str]) -> str:
         """A hash of what is in these splits: it differs wherever that does.
 

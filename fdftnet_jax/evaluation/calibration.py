@@ -27,7 +27,7 @@ import numpy.typing as npt
 from scipy import special
 
 from fdftnet_jax import files
-from fdftnet_jax.data import forgery_faces, past_runs, pipeline
+from fdftnet_jax.data import forgery_faces, past_runs
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import decisions, metrics, scoring
 from fdftnet_jax.training import processes
@@ -174,7 +174,7 @@ def for_run(
             scores.labels,
             scores.logits,
             options or Options.of(config),
-            training_prior=_training_prior(dataset, run["data"]),
+            training_prior=meta.get("fake_share", 0.5),
         ),
         checkpoint_step=scores.step,
         checkpoint_digest=digest,
@@ -336,14 +336,3 @@ def _validation_data(run: Mapping[str, Any]) -> forgery_faces.FaceDataset:
             f"they are {found}); restore them"
         )
     return dataset
-
-
-def _training_prior(
-    dataset: forgery_faces.FaceDataset, data: Mapping[str, Any]
-) -> float:
-    """The share of fakes among the images of the training: of all, or of the shots."""
-    labels = pipeline.labels(dataset.source(data["train_split"]))
-    counts = np.bincount(labels, minlength=2)
-    if data.get("shots"):
-        counts = np.minimum(counts, data["shots"])
-    return float(counts[1] / counts.sum())

@@ -111,8 +111,9 @@ def paired_bootstrap(
 
     Args:
       labels: [n], real = 0 and fake = 1; both must occur.
-      logits_a: [n, 2], the outputs of one detector for real and fake.
-      logits_b: [n, 2], those of the other, in the same order.
+      logits_a: [n, 2], the outputs of one detector for real and fake; or [s, n, 2], of
+        its s seeds, whose figures are averaged in every resample.
+      logits_b: those of the other in the same shape, the images in the same order.
       groups: [n], of each image; None is a group each.
       metric: 'auc', 'average_precision', 'eer', 'tpr_at_fpr_0.01', 'tpr_at_fpr_0.001',
         or 'accuracy' at score 0.5 (see `metrics.binary_metrics`).
@@ -128,22 +129,33 @@ def paired_bootstrap(
       UserError: a class is missing, or a logit is not finite.
     """
     truth = metrics.check_labels(labels)
-    both = [metrics.ranking(truth, logits) for logits in (logits_a, logits_b)]
-    of_ranks = [Ranks(truth, ranking) for ranking in both]
-    right = [((ranking >= 0) == truth).astype(np.float64) for ranking in both]
-
-    def values(counts: np.ndarray) -> list[np.ndarray]:
-        if metric == "accuracy":
-            return [counts @ correct / counts.sum(axis=1) for correct in right]
-        return [ranks(counts, (metric,))[metric] for ranks in of_ranks]
-
-    def difference(counts: np.ndarray) -> dict[str, np.ndarray]:
-        a, b = values(counts)
-        return {"difference": a - b}
-
     if metric not in ("accuracy", *RANK_FIGURES):
         raise ValueError(f"Metric must be accuracy or of {RANK_FIGURES}: {metric!r}.")
-    found = [metrics.binary_metrics(truth, x)[metric] for x in (logits_a, logits_b)]
+    seeds = [
+        logits[None] if logits.ndim == 2 else logits
+        for logits in (np.asarray(logits_a), np.asarray(logits_b))
+    ]
+
+    def of_seed(logits: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        ranking = metrics.ranking(truth, logits)
+        if metric == "accuracy":
+            right = ((ranking >= 0) == truth).astype(np.float64)
+            return lambda counts: counts @ right / counts.sum(axis=1)
+        ranks = Ranks(truth, ranking)
+        return lambda counts: ranks(counts, (metric,))[metric]
+
+    of_a, of_b = ([of_seed(logits) for logits in found] for found in seeds)
+
+    def difference(counts: np.ndarray) -> dict[str, np.ndarray]:
+        a, b = (
+            np.mean([one(counts) for one in found], axis=0) for found in (of_a, of_b)
+        )
+        return {"difference": a - b}
+
+    found = [
+        float(np.mean([metrics.binary_metrics(truth, logits)[metric] for logits in s]))
+        for s in seeds
+    ]
     drawn = bootstrap(truth, difference, groups, resamples=resamples, seed=seed)
     return {
         "metric": metric,

@@ -139,8 +139,6 @@ def score_dataset(
     )
 
 
-
-
 def environment() -> dict[str, Any]:
     """Versions, device, command line and git commit of this process."""
     device = jax.devices()[0]

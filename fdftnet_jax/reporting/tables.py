@@ -38,7 +38,7 @@ class Row:
 
     Attributes:
       labels: column -> text; the same columns in every row of a table.
-      scores: what each seed's evaluation holds (see `metrics.binary_metrics`); seeds
+      scores: what each seed's evaluation holds (see `evaluation.results`); seeds
         that have failed, or are not there yet, are missing.
       seeds: how many were asked for.
       paper: metric -> the published figure in percent, empty where there is none.
@@ -76,11 +76,9 @@ def figure(
     """A metric in an evaluation's JSON, and its interval over test images, if any.
 
     Args:
-      scores: with `figures`, which have intervals, or with the metrics themselves.
+      scores: as `evaluation.results` describes them.
       metric: its name.
     """
-    if "figures" not in scores:
-        return scores[metric], None
     found = scores["figures"][metric]
     interval = found["interval"]
     return found["value"], None if interval is None else (interval[0], interval[1])

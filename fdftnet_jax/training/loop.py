@@ -145,7 +145,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             optimizer=rule,
             mask=phase.mask,
             seed=config.seed,
-            class_weights=run_data.class_weights(config.class_balance, train_labels),
+            class_weights=run_data.class_weights(data, config.class_balance),
         )
         for phase in phases
     ]
@@ -179,6 +179,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         ],
         "weights": start.weights,
         "replay": data.replay,
+        "fake_share": data.fake_share(config.class_balance),
         "trained_parameters": phases[-1].number(variables["params"]),
     }
     if saved is not None:

@@ -32,11 +32,13 @@ class Part:
       dataset: that it is of.
       records: of the split.
       indices: [n] of the records that are used, sorted.
+      counts: real and fake ones among them.
     """
 
     dataset: forgery_faces.FaceDataset
     records: forgery_faces.Records
     indices: np.ndarray
+    counts: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,13 @@ class RunData:
     def number(self) -> int:
         """Of the images that are trained on."""
         return sum(len(part.indices) for part in self.train)
+
+    def fake_share(self, balance: str) -> float:
+        """Share of fakes, in (0, 1), that a balance shows to the training."""
+        if balance != "none":
+            return 0.5
+        real, fake = (sum(part.counts[k] for part in self.train) for k in (0, 1))
+        return fake / (real + fake)
 
     def paths(self, indices: Sequence[int]) -> list[str]:
         """The files of training images, by their `index`."""
@@ -134,7 +143,7 @@ def _old(
 def _drawn(
     dataset: forgery_faces.FaceDataset, split: str, shots: int, seed: int
 ) -> Part:
-    records = dataset.source(split)
+    records, found = dataset.source(split), dataset.counts(split)
     indices = np.arange(len(records))
     if shots:
         indices, found = pipeline.draw_shots(pipeline.labels(records), shots, seed)
@@ -143,7 +152,7 @@ def _drawn(
                 f"fewer than {shots} shots per class in the split {split!r} of "
                 f"{dataset.name}: taking {found[0]} real and {found[1]} fake"
             )
-    return Part(dataset, records, indices)
+    return Part(dataset, records, indices, found)
 
 
 def describe(data: RunData) -> str:
@@ -193,12 +202,12 @@ def labels(parts: list[Part]) -> np.ndarray:
     return pipeline.labels(_joined(parts))[_indices(parts)]
 
 
-def class_weights(balance: str, labels: np.ndarray) -> tuple[float, float]:
+def class_weights(data: RunData, balance: str) -> tuple[float, float]:
     """Weights of the loss that count both classes the same; (1, 1) for no 'weights'."""
     if balance != "weights":
         return 1.0, 1.0
-    real, fake = (np.mean(labels == label) for label in (0, 1))
-    return float(0.5 / real), float(0.5 / fake)
+    fake = data.fake_share("none")
+    return 0.5 / (1 - fake), 0.5 / fake
 
 
 def members(
