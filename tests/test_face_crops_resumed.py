@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import drawn_videos
 import face_crop_runs
@@ -108,3 +109,18 @@ def test_a_signal_keeps_what_is_done(config, tree, tmp_path, monkeypatch):
     found = prepare(config, tree, tmp_path / "out")
     assert (found.new, found.videos) == (1, 2)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_folder_of_crops_appears_at_once(config, tree, tmp_path, serial, monkeypatch):
+    """Until a video's last file is written, none has its place."""
+    seen = []
+    rename = Path.rename
+
+    def watched(self, target):
+        seen.append((sorted(p.name for p in self.iterdir()), os.path.exists(target)))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    prepare(config, tree, tmp_path / "out")
+    crops = [f"{frame:06d}_0.png" for frame in (0, 3, 6, 9)]
+    assert seen == [([".prepared.json", *crops], False)] * 2
