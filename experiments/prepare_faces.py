@@ -28,19 +28,28 @@ def main() -> None:
         f"{number} {reason}" for reason, number in found.rejected.items()
     )
     print(
-        f"{found.videos} videos: {found.new} prepared now{again}, "
+        f"{found.videos} video{'s' * (found.videos > 1)}: {found.new} prepared now{again}, "
         f"{found.videos - found.new - found.unreadable} before, "
         f"{found.unreadable} unreadable; {found.seconds:.1f} s\n"
         f"  crops     {found.crops}, listed in {output / 'manifest.csv'}\n"
         f"  rejected  {reasons or 'nothing'}, listed in {output / 'rejected.csv'}"
     )
+    print(f"train on them:\n  {_training(output)}")
+
+
+def _training(output: Path) -> str:
+    """What trains on the crops."""
     if all((output / name).is_dir() for name in ("real", "fake")):
-        print(
-            "train on them:\n  python -m experiments.pretrain "
+        return (
+            "python -m experiments.pretrain "
             "--config=configs/pretrain.py:squeezenet,folder "
             f"--config.data.dir={output} --config.data.group_by=folder "
             "--workdir=runs/base"
         )
+    return (
+        f"experiments.pretrain and experiments.finetune, --config.data.dir={output}, "
+        "where it is a data set that they know, such as a folder of real/ and fake/"
+    )
 
 
 if __name__ == "__main__":
