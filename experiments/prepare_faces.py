@@ -28,8 +28,8 @@ def main() -> None:
         f"{number} {reason}" for reason, number in found.rejected.items()
     )
     print(
-        f"{found.videos} video{'s' * (found.videos > 1)}: {found.new} prepared now{again}, "
-        f"{found.videos - found.new - found.unreadable} before, "
+        f"{found.videos} video{'s' * (found.videos > 1)}: {found.new} prepared "
+        f"now{again}, {found.videos - found.new - found.unreadable} before, "
         f"{found.unreadable} unreadable; {found.seconds:.1f} s\n"
         f"  crops     {found.crops}, listed in {output / 'manifest.csv'}\n"
         f"  rejected  {reasons or 'nothing'}, listed in {output / 'rejected.csv'}"
