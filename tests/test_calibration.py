@@ -52,13 +52,15 @@ def test_a_known_scale_is_found(scale):
     assert np.abs(found - expected).max() < 0.02
 
 
-def test_it_minimises_the_loss():
+@pytest.mark.parametrize("training_prior", [0.5, 0.95])
+def test_it_minimises_the_loss(training_prior):
     """Against another optimiser, on the loss of scikit-learn over soft targets."""
     truth, log_odds = simulated(300)
     ranking = 4 * log_odds
     counts = np.bincount(truth)
     low, high = 0.5 / (counts[0] + 1), (counts[1] + 0.5) / (counts[1] + 1)
     target = np.where(truth == 1, high, low)
+    often = np.where(truth == 1, training_prior, 1 - training_prior) / counts[truth]
 
     def loss(inverse):
         probability = special.expit(inverse * ranking)
@@ -66,10 +68,10 @@ def test_it_minimises_the_loss():
         return log_loss(
             np.repeat([1, 0], 300),
             np.tile(probability, 2),
-            sample_weight=np.concatenate([target, 1 - target]),
+            sample_weight=np.concatenate([target, 1 - target]) * np.tile(often, 2),
         )
 
-    found = decisions.fit_temperature(truth, ranking, float(truth.mean()))
+    found = decisions.fit_temperature(truth, ranking, training_prior)
     best = optimize.brute(loss, [(0.05, 1.0)], Ns=400)
     assert 1 / found == pytest.approx(float(best[0]), rel=1e-3)
 

@@ -34,9 +34,9 @@ def auc_interval(truth, ranking, groups=None, **options):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("groups", [None, [str(i // 3) for i in range(90)]])
+@pytest.mark.parametrize("groups", [None, [str(i // 3) for i in range(200)]])
 def test_figures_of_resamples_are_those_of_the_drawn_images(ties, groups):
-    truth, ranking = sample(90)
+    truth, ranking = sample(200)
     if ties:
         ranking = np.round(ranking)
     ranks = intervals.Ranks(truth, ranking)
@@ -48,9 +48,9 @@ def test_figures_of_resamples_are_those_of_the_drawn_images(ties, groups):
 
     found = intervals.bootstrap(truth, figures, groups, resamples=25).values
     [counts] = drawn
-    assert counts.shape == (25, 90)
+    assert counts.shape == (25, 200)
     for row, times in enumerate(counts):
-        images = np.repeat(np.arange(90), times)
+        images = np.repeat(np.arange(200), times)
         expected = metrics.binary_metrics(truth[images], logits_of(ranking[images]))
         for name in intervals.RANK_FIGURES:
             assert found[name][row] == pytest.approx(expected[name], abs=1e-12), name
@@ -112,8 +112,9 @@ def test_groups_are_drawn_whole():
     assert not made.describe()["stratified_by_class"]
 
 
-def test_resamples_without_a_class_are_left_out_and_counted():
+def test_resamples_without_a_class_are_left_out_and_counted(monkeypatch):
     """Of 3 groups, one of which is real: none of it is drawn with (2 / 3)^3."""
+    monkeypatch.setattr(intervals, "_BLOCK", 6000)
     truth = np.array([0, 0, 1, 1, 1, 1])
     groups = ["a", "a", "b", "b", "c", "c"]
     ranks = intervals.Ranks(truth, np.array([0.5, 0.1, 0.2, 0.9, 0.3, 0.6]))

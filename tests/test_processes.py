@@ -1,6 +1,7 @@
 """Two processes of two devices are one process of four, through the real commands."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -106,6 +107,16 @@ def test_two_processes_are_one(cache_dir, tmp_path):
     arrays = [small_runs.arrays(tmp_path / name) for name in ("two", "one")]
     chex.assert_trees_all_close(*arrays, rtol=1e-5, atol=1e-5)
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2
+    # All score validation, one tells of it and writes.
+    assert sum(line.startswith("calibrated on 18") for line in said) == 1
+    found, expected = (
+        json.loads((tmp_path / name / "calibration.json").read_text())
+        for name in ("two", "one")
+    )
+    assert found["checkpoint_step"] == expected["checkpoint_step"]
+    assert found["threshold_logit"] == pytest.approx(
+        expected["threshold_logit"], abs=1e-4
+    )
     # A run goes on with another number of devices: it is finished here, too.
     small_runs.run(small_runs.config(tmp_path / "cache"), tmp_path / "two")
 
