@@ -204,15 +204,15 @@ def test_class_weights_give_fakes_their_share():
     np.testing.assert_allclose(metrics.class_weights(labels, 0.25), 1)
 
 
-@pytest.mark.parametrize("number", [4, 150, 157])
+@pytest.mark.parametrize(("number", "bins"), [(4, 1), (157, 7), (300, 15), (1003, 15)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_calibration_error_by_hand(number, weighted):
+def test_calibration_error_by_hand(number, bins, weighted):
     rng = np.random.default_rng(number)
     labels, probability = rng.integers(0, 2, number), rng.random(number)
     weights = rng.random(number) if weighted else np.ones(number)
     order = np.argsort(probability)
-    # 15 parts of equally many, one by one; a part of none where there are fewer.
-    ends = [math.ceil(k * number / 15) for k in range(16)]
+    # Parts of equally many, one by one.
+    ends = [math.ceil(k * number / bins) for k in range(bins + 1)]
     total = 0.0
     for start, end in itertools.pairwise(ends):
         part = order[start:end]

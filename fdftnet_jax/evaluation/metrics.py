@@ -16,7 +16,9 @@ from fdftnet_jax import errors
 
 # The false positive rates at which the true positive rate is told.
 FPR_BOUNDS = (0.01, 0.001)
+# Bins of the calibration error, and how many images each has at least.
 ECE_BINS = 15
+ECE_IMAGES = 20
 
 
 def logit(logits: npt.ArrayLike) -> np.ndarray:
@@ -214,9 +216,9 @@ def calibration_error(
 ) -> float:
     """Expected calibration error of P(fake), in bins of equal mass.
 
-    The images, in order of P(fake), are cut into `bins` of equally many; images of
-    equal probability are never parted, so that bins may be fewer and unequal. With w_b
-    the weight of a bin, the error is
+    The images, in order of P(fake), are cut into at most `bins` of equally many, at
+    least `ECE_IMAGES`; images of equal probability are never parted, so that bins may
+    be fewer and unequal. With w_b the weight of a bin, the error is
 
       sum_b w_b |mean label in b - mean P(fake) in b| / sum_b w_b
 
@@ -233,8 +235,9 @@ def calibration_error(
     found = np.asarray(probability, np.float64)
     weight = np.ones_like(found) if weights is None else np.asarray(weights, np.float64)
     # The last image of every bin but the last bin's.
+    bins = max(1, min(bins, found.size // ECE_IMAGES))
     last = -(-np.arange(1, bins) * found.size // bins) - 1
-    edges = np.unique(np.sort(found)[last[last >= 0]])
+    edges = np.unique(np.sort(found)[last])
     of_bin = np.searchsorted(edges, found)
     excess = np.bincount(of_bin, weights=weight * (truth - found))
     return float(np.abs(excess).sum() / weight.sum())

@@ -245,7 +245,7 @@ def _notes(
     exact = [
         name
         for name, figure in computed.items()
-        if figure["interval"] and figure["interval"][0] == figure["interval"][1]
+        if figure["value"] in (0, 1) and figure["interval"] == [figure["value"]] * 2
     ]
     if exact:
         fewer = min(real, rows.truth.size - real)

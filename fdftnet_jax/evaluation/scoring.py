@@ -82,12 +82,7 @@ def score_split(
     config = past_runs.data_config(meta["trained_on"], data or {})
     dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
     if any(
-        split in ("all", run["data"]["train_split"])
-        and (
-            dataset.fingerprint((run["data"]["train_split"], "validation"))
-            == run["dataset"]
-            or (dataset.directory and dataset.directory == run["directory"])
-        )
+        split in ("all", run["data"]["train_split"]) and _trained_on(dataset, run)
         for run in meta["trained_on"]
     ):
         warnings.warn(
@@ -133,10 +128,18 @@ def score_dataset(
     )
     columns = ("path", "group", "generator", "label")
     rows = [{name: record[name] for name in columns} for record in records]
-    own = dataset.directory == meta["trained_on"][0]["directory"]
+    run = meta["trained_on"][0]
+    own = dataset.directory == run["directory"] and _trained_on(dataset, run)
     return Scores(
         dataset.name, dataset.directory, split, int(step or 0), logits, rows, own
     )
+
+
+def _trained_on(dataset: forgery_faces.FaceDataset, run: dict[str, Any]) -> bool:
+    """Whether these are the data of a run, by what is in them or by their folder."""
+    found = dataset.fingerprint((run["data"]["train_split"], "validation"))
+    same_folder = dataset.directory and dataset.directory == run["directory"]
+    return found == run["dataset"] or bool(same_folder)
 
 
 def environment() -> dict[str, Any]:
