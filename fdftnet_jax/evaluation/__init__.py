@@ -1,1 +1,1 @@
-"""Metrics of a detector and the scoring of a split."""
+"""Figures of a detector with intervals, calibration, and the scoring of a split."""

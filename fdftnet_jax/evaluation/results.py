@@ -26,7 +26,7 @@
   bootstrap          how the intervals were made (`intervals.Bootstrap.describe`), seed
   generators         name -> its fakes against all real images: num_fake, few (fewer
                      than `figures.FEW`), and as figures `auc` and `tpr_at_threshold`
-  pooled             null, or the same by video: num_rows, num_real, num_fake, figures
+  pooled             null, or the same by group: num_rows, num_real, num_fake, figures
                      (without probabilities), verdicts, bootstrap, generators
   notes              what a reader should know before he trusts a figure
   environment        see `scoring.environment`
