@@ -13,24 +13,35 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    # 'folder' (images on disk) or 'toy' (made by the package).
+    # 'folder' (images on disk), 'toy' (made by the package), or a set of the paper:
+    # 'pggan', 'deepfakes', 'face2face' or 'dfd'.
     config.data.name = "toy"
     # folder: PATH with {real,fake}/ or {train,validation,test,finetune}/{real,fake}/.
+    # The paper's sets: PATH laid out as fdftnet_jax/data/celeba_pggan.py (pggan) and
+    # faceforensics.py say.
     config.data.dir = ""
     # folder: what must not be split apart: 'file', 'folder', or a regex on the path
     # below the class folder whose first group (or whole match) names the group.
     config.data.group_by = "file"
     # folder: the generator of a fake: 'folder' (first sub-folder) or a regex.
     config.data.generator_by = "folder"
-    # folder: share of the groups in each split, by a stable hash of the group.
+    # folder, paper's sets: share of the groups in each split, by a stable hash of the
+    # group; official splits leave only train : finetune to them.
     config.data.fractions = ml_collections.ConfigDict(
         {"train": 0.5, "validation": 0.1, "test": 0.2, "finetune": 0.2}
     )
-    # folder: a picture in both classes or in two splits is an 'error', or all but one
-    # of its files are left out ('drop').
+    # folder, paper's sets: a picture in both classes or in two splits is an 'error', or
+    # all but one of its files are left out ('drop').
     config.data.duplicates = "error"
-    # folder: the largest share of its image files that may be unusable, in 0..1.
+    # The same: the largest share of its image files that may be unusable, in 0..1.
     config.data.max_rejected = 0.05
+    # paper's sets of videos: the compression, 'raw', 'c23' or 'c40'.
+    config.data.compression = "c23"
+    # paper's sets: images of each split at most, half of them real, drawn evenly from
+    # the videos by a stable hash; 0 takes all. `parse` below sets Table 4's.
+    config.data.limits = ml_collections.ConfigDict(
+        {"train": 0, "validation": 0, "test": 0, "finetune": 0}
+    )
     # toy: 'upsampled', 'blended', or 'both'.
     config.data.family = "both"
     # toy: seed of the pictures (not of the training).
@@ -149,6 +160,18 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+# The paper's sets: images in Table 4's train, validation and test split; and the shares
+# of the groups, which are about those of the official splits, or of Table 4 for the
+# 100,000 fakes of pggan, with a part of train for fine-tuning.
+_PAPER_SETS = {
+    "pggan": ((128_404, 32_100, 37_566), (0.64, 0.16, 0.188, 0.012)),
+    "deepfakes": ((60_000, 18_000, 20_000), (0.62, 0.14, 0.14, 0.1)),
+    "face2face": ((60_000, 18_000, 20_000), (0.62, 0.14, 0.14, 0.1)),
+    "dfd": ((60_000, 18_000, 20_000), (0.45, 0.15, 0.2, 0.2)),
+}
+DATA = ("folder", "toy", *_PAPER_SETS)
+
+
 def parse(argument: str) -> tuple[ml_collections.ConfigDict, bool]:
     """Reads `BACKBONE,DATA[,paper]`.
 
@@ -159,12 +182,18 @@ def parse(argument: str) -> tuple[ml_collections.ConfigDict, bool]:
       ValueError: the argument does not have that form.
     """
     backbone, *rest = argument.split(",")
-    if not rest or rest[0] not in ("folder", "toy") or rest[1:] not in ([], ["paper"]):
+    if not rest or rest[0] not in DATA or rest[1:] not in ([], ["paper"]):
         raise ValueError(
             f"config argument {argument!r}: expected BACKBONE,DATA or "
-            "BACKBONE,DATA,paper with DATA folder or toy, such as squeezenet,folder"
+            f"BACKBONE,DATA,paper with DATA one of {', '.join(DATA)}, such as "
+            "squeezenet,folder"
         )
     config = get_config()
     config.model.backbone = backbone
     config.data.name = rest[0]
+    if rest[0] in _PAPER_SETS:
+        sizes, shares = _PAPER_SETS[rest[0]]
+        splits = ("train", "validation", "test", "finetune")
+        config.data.limits.update(dict(zip(splits, sizes, strict=False)))
+        config.data.fractions.update(dict(zip(splits, shares, strict=True)))
     return config, bool(rest[1:])

@@ -4,9 +4,9 @@
         --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
 
 The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in
-learning rate, warm-up, batch and length. `paper` follows it to the letter, with N and
-Cutout as for PGGAN; for Deepfake and Face2Face add
-`--config.model.num_blocks=4 --config.augment.cutout_beta=10`.
+learning rate, warm-up, batch and length. `paper` follows it to the letter. N and Cutout
+are those of the data set: `deepfakes`, `face2face` and `dfd` have N = 4 and beta = 10;
+`pggan` and all others beta = 5 and, with `paper`, N = 2.
 """
 
 import ml_collections
@@ -26,9 +26,10 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     config.augment.translation = 2
     config.augment.flip = True
     config.augment.cutout_alpha = 3
-    config.augment.cutout_beta = 5
+    videos = config.data.name in ("deepfakes", "face2face", "dfd")
+    config.augment.cutout_beta = 10 if videos else 5
     if paper:
-        config.model.num_blocks = 2
+        config.model.num_blocks = 4 if videos else 2
     else:
         config.optimizer.learning_rate = 0.05
         config.optimizer.warmup_epochs = 2.0

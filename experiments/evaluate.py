@@ -1,6 +1,7 @@
 """Scores a split with a run's best checkpoint.
 
     python -m experiments.evaluate --workdir=runs/fdft --split=test [--data_dir=PATH]
+        [--data_name=face2face]
 
 Everything else comes from the workdir: a threshold and probabilities from its
 calibration.json, which is made where it is missing. Prints a summary and writes
@@ -24,6 +25,13 @@ _SPLIT = flags.DEFINE_enum(
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Another folder of images than the run's own."
+)
+_DATA_NAME = flags.DEFINE_enum(
+    "data_name",
+    None,
+    ["folder", "pggan", "deepfakes", "face2face", "dfd"],
+    "What is in it, as config.data.name (default: what a run of these weights read "
+    "there, or folder).",
 )
 _POOL = flags.DEFINE_enum(
     "pool",
@@ -52,7 +60,8 @@ def main() -> None:
     """Scores, prints and writes."""
     from fdftnet_jax.evaluation import calibration, results, scoring
 
-    data = {"name": "folder", "dir": _DATA_DIR.value} if _DATA_DIR.value else None
+    given = {"dir": _DATA_DIR.value, "name": _DATA_NAME.value}
+    data = {field: value for field, value in given.items() if value}
     scores = scoring.score_split(_WORKDIR.value, _SPLIT.value, data=data)
     calibrated = calibration.for_run(_WORKDIR.value)
     report = results.report(scores, calibrated, pool=_POOL.value == "group")

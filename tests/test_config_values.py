@@ -20,7 +20,7 @@ def changed(name, value):
         make(f"{backbone},{data}{paper}")
         for make in (pretrain.get_config, finetune.get_config)
         for backbone in registry.PUBLISHED
-        for data in ("folder", "toy")
+        for data in base.DATA
         for paper in ("", ",paper")
     ],
 )
@@ -43,6 +43,8 @@ def test_the_configs_of_the_project_are_right(config):
         ("augment.cutout_beta", 0, r"beta is 0: .*--config.augment.cutout_beta=VALUE"),
         ("data.max_rejected", 5.0, r"max_rejected is 5.0: expected a number, 0 to 1"),
         ("data.duplicates", "keep", r"'keep': expected 'error' or 'drop'"),
+        ("data.limits.test", -1, r"limits.test is -1: expected a whole number, 0 or"),
+        ("data.compression", "c2", r"is 'c2': expected 'raw' or 'c23' or 'c40'"),
         ("data.family", "blend", r"'both' or 'upsampled' or 'blended'"),
         ("data.view", "crop", r"'crop': expected 'resize'"),
         ("data.train_split", "test", r"'test': expected 'train' or 'finetune'"),

@@ -42,7 +42,7 @@ def reads():
 
 READS = reads()
 # Read as whole mappings, by split.
-BY_SPLIT = ("data.fractions.", "data.toy_examples.")
+BY_SPLIT = ("data.fractions.", "data.limits.", "data.toy_examples.")
 
 
 @pytest.mark.parametrize("key", sorted(flat(base.get_config())))
@@ -104,11 +104,35 @@ FINE_TUNING = {
     "augment.cutout_beta": 5,
 }
 
+# Section 4.2: where it departs from section 4.1; `dfd` is the Deepfake set of its text.
+SECTION_4_2 = {
+    name: {"model.num_blocks": 4, "augment.cutout_beta": 10}
+    for name in ("deepfakes", "face2face", "dfd")
+}
+# Table 4: images for training, validation and test.
+TABLE_4 = {
+    "pggan": [128404, 32100, 37566],
+    "deepfakes": [60000, 18000, 20000],
+    "face2face": [60000, 18000, 20000],
+}
+
+
+@pytest.mark.parametrize("module", [pretrain, finetune])
+@pytest.mark.parametrize("paper", ["", ",paper"])
+@pytest.mark.parametrize("data", base.DATA)
+def test_sizes_of_the_paper_s_sets_are_those_of_table_4(module, paper, data):
+    config = module.get_config(f"xception,{data}{paper}").data
+    sizes = TABLE_4.get("deepfakes" if data == "dfd" else data, [0, 0, 0])
+    limits = [config.limits[split] for split in ("train", "validation", "test")]
+    assert limits == sizes and config.limits.finetune == 0
+    assert sum(config.fractions.values()) == pytest.approx(1)
+    assert min(config.fractions.values()) > 0
+
 
 @pytest.mark.parametrize(
     ("module", "own"), [(pretrain, PRETRAINING), (finetune, FINE_TUNING)]
 )
-@pytest.mark.parametrize("data", ["folder", "toy"])
+@pytest.mark.parametrize("data", base.DATA)
 @pytest.mark.parametrize("backbone", registry.PUBLISHED)
 def test_paper_configs_follow_section_4_1(module, own, data, backbone):
     config = flat(module.get_config(f"{backbone},{data},paper"))
@@ -118,6 +142,8 @@ def test_paper_configs_follow_section_4_1(module, own, data, backbone):
         "model.backbone": backbone,
         "data.name": data,
     }
+    if module is finetune:
+        expected |= SECTION_4_2.get(data, {})
     assert {key: config[key] for key in expected} == expected
 
 

@@ -224,7 +224,7 @@ def test_an_unknown_way_with_duplicates(folder):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "video", "'folder' or 'toy', found 'video'"),
+        ("name", "video", "one of folder, toy, pggan, .*, found 'video'"),
         ("dir", "", "--config.data.dir=PATH"),
         ("dir", "/nowhere/at/all", "'/nowhere/at/all', found nothing"),
     ],

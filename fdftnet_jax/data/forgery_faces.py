@@ -1,9 +1,9 @@
 """Real and fake faces as a prepared data set: a TFDS builder without TensorFlow.
 
-A folder of images, or the embedded toy, is written once as ArrayRecord files of PNG
-images at their native size, kept in a cache, and read by random access. The name of a
-cache entry carries a hash of all that determines its content: another picture, split or
-name is another entry.
+A folder of images, a set of the paper, or the embedded toy, is written once as
+ArrayRecord files of PNG images at their native size, kept in a cache, and read by
+random access. The name of a cache entry carries a hash of all that determines its
+content: another picture, split or name is another entry.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import threadpoolctl
 from absl import logging
 from tqdm import tqdm
 
-from fdftnet_jax.data import caches, images
+from fdftnet_jax.data import caches, images, paper_sets
 from fdftnet_jax.data.origins import FacesConfig, FolderConfig, ToyConfig, entry
 from fdftnet_jax.data.splits import CLASSES, SPLITS
 from fdftnet_jax.errors import UserError
@@ -108,7 +108,8 @@ class FaceDataset:
     """A prepared data set.
 
     Attributes:
-      name: short name for people and file names: the folder's, or 'toy-<family>'.
+      name: short name for people and file names: the folder's, 'toy-<family>', or that
+        of a set of the paper and of its videos' compression.
       directory: the folder of images, absolute; '' for the toy.
       splits: number of images in each split that has any.
     """
@@ -162,8 +163,7 @@ def check_split(config: FacesConfig, split: str) -> None:
     if not (real or fake or split in config.expected):
         raise UserError(
             f"expected a split {split!r} in {config.title}, found "
-            f"{', '.join(config.examples)}; make a folder {split}/ with real/ and "
-            "fake/ in it, or give the split a fraction above 0"
+            f"{', '.join(config.examples)}; {config.to_get_split}"
         )
     groups = {e.group for examples in config.examples.values() for e in examples}
     raise UserError(
@@ -207,18 +207,26 @@ def prepare(
     """
     cache = caches.cache_dir(data.cache_dir)
     config: FacesConfig
+    common = {
+        "dir": data.dir,
+        "fractions": dict(data.fractions),
+        # Runs of earlier versions have no such fields.
+        "duplicates": data.get("duplicates", "error"),
+        "max_rejected": data.get("max_rejected", 0.05),
+        # Where a whole folder is scored, its splits mean nothing.
+        "across_splits": not (only_needed and set(needed) == {"all"}),
+        "cache": cache,
+    }
     if data.name == "folder":
         config = FolderConfig(
-            dir=data.dir,
-            group_by=data.group_by,
-            generator_by=data.generator_by,
-            fractions=dict(data.fractions),
-            # Runs of earlier versions have no such fields.
-            duplicates=data.get("duplicates", "error"),
-            max_rejected=data.get("max_rejected", 0.05),
-            # Where a whole folder is scored, its splits mean nothing.
-            across_splits=not (only_needed and set(needed) == {"all"}),
-            cache=cache,
+            group_by=data.group_by, generator_by=data.generator_by, **common
+        )
+    elif data.name in paper_sets.NAMES:
+        config = paper_sets.PaperSetConfig(
+            which=data.name,
+            compression=data.get("compression", "c23"),
+            limits=dict(data.get("limits", {})),
+            **common,
         )
     elif data.name == "toy":
         config = ToyConfig(
@@ -226,8 +234,8 @@ def prepare(
         )
     else:
         raise UserError(
-            f"expected config.data.name to be 'folder' or 'toy', found {data.name!r}; "
-            "choose one of them"
+            "expected config.data.name to be one of folder, toy, "
+            f"{', '.join(paper_sets.NAMES)}, found {data.name!r}; choose one of them"
         )
     for split in needed:
         check_split(config, split)

@@ -122,13 +122,16 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def inspect(directory: str, listed: Sequence[File], cache: Path) -> list[Finding]:
+def inspect(
+    directory: str, listed: Sequence[File], cache: Path, part: str = ""
+) -> list[Finding]:
     """Looks at the files of a folder, in parallel, or remembers them.
 
     Args:
       directory: the folder, absolute.
       listed: files in it.
       cache: where data is kept; the findings go to `inspections/` in it.
+      part: names a part of the folder that is remembered on its own; '' is all of it.
 
     Returns:
       A finding for each file, in the same order.
@@ -136,7 +139,9 @@ def inspect(directory: str, listed: Sequence[File], cache: Path) -> list[Finding
     Raises:
       UserError: if the findings cannot be written.
     """
-    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]
+    # No path has a null character.
+    key = f"{directory}\0{part}" if part else directory
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
     memory = cache / "inspections" / f"{name}.json"
     with caches.writing("what is in the images", cache, _ROW * len(listed)):
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -45,8 +45,10 @@ class FacesConfig(tfds.core.BuilderConfig):
       examples: the examples of each split that has any.
       expected: the splits that were asked for.
       size: bytes of all images before compression.
+      to_get_split: how to get a split that is not there.
     """
 
+    to_get_split: ClassVar[str] = "give the split a fraction above 0"
     name: str = ""
     title: str = dataclasses.field(init=False)
     examples: dict[str, list[Example]] = dataclasses.field(init=False)
@@ -82,6 +84,15 @@ class FolderConfig(FacesConfig):
         or if pictures leak.
     """
 
+    to_get_split: ClassVar[str] = (
+        "make a folder for it with real/ and fake/ in it, or give the split a fraction "
+        "above 0"
+    )
+    # What to do about pictures, and about near-twins, of different splits.
+    _to_part: ClassVar[str] = "remove them, group them with config.data.group_by,"
+    _to_join: ClassVar[str] = (
+        "keep them together by a config.data.group_by that gives both the same group"
+    )
     dir: str
     group_by: str = "file"
     generator_by: str = "folder"
@@ -103,27 +114,41 @@ class FolderConfig(FacesConfig):
                 f"{self.duplicates!r}; choose one of them"
             )
         self.dir = splits.resolve(self.dir)
-        self.title = _printable(os.path.basename(self.dir))
-        self.description = f"Images of {_printable(self.dir)}"
-        listed = splits.list_files(self.dir)
-        findings = inspection.inspect(self.dir, listed, self.cache)
-        self._findings = {
-            file.path: finding for file, finding in zip(listed, findings, strict=True)
-        }
-        used = [file for file in listed if not self._findings[file.path].reason]
-        self._assign(used)
+        self._findings: dict[str, inspection.Finding] = {}
+        self._find()
         self._report_rejected()
-        if listed[0].split:
-            given = {file.split for file in listed}
-            self.expected = [split for split in SPLITS if split in given]
-        else:
-            self.expected = [s for s in SPLITS if self.fractions.get(s, 0) > 0]
         self._report_duplicates()
         placed = leaks.placed(self.examples, self._findings)
         if self.across_splits:
             self._report_near_twins(placed)
         self._report_shortcuts(placed)
         self.size = sum(3 * i.finding.width * i.finding.height for i in placed)
+
+    def _find(self) -> None:
+        """Lists and inspects the files; sets what is known of them."""
+        self.title = _printable(os.path.basename(self.dir))
+        self.description = f"Images of {_printable(self.dir)}"
+        listed = splits.list_files(self.dir)
+        self._inspect(listed)
+        used = [file for file in listed if not self._findings[file.path].reason]
+        self._examples(
+            splits.assign(
+                used,
+                group_by=self.group_by,
+                generator_by=self.generator_by,
+                fractions=self.fractions,
+            )
+        )
+        if listed[0].split:
+            given = {file.split for file in listed}
+            self.expected = [split for split in SPLITS if split in given]
+        else:
+            self.expected = [s for s in SPLITS if self.fractions.get(s, 0) > 0]
+
+    def _inspect(self, listed: Sequence[splits.File], part: str = "") -> None:
+        found = inspection.inspect(self.dir, listed, self.cache, part)
+        paths = (file.path for file in listed)
+        self._findings.update(zip(paths, found, strict=True))
 
     def image(self, split: str, index: int) -> np.ndarray:
         """Decodes a file; raises UserError if it is not what it was when inspected."""
@@ -149,20 +174,14 @@ class FolderConfig(FacesConfig):
             )
         )
 
-    def _assign(self, used: Sequence[splits.File]) -> None:
-        self._examples(
-            splits.assign(
-                used,
-                group_by=self.group_by,
-                generator_by=self.generator_by,
-                fractions=self.fractions,
-            )
-        )
-
     def _examples(self, examples: dict[str, list[Example]]) -> None:
         self.examples = {split: some for split, some in examples.items() if some}
         plain = re.sub(r"[^A-Za-z0-9_.]", "_", self.title)[:40]
-        self.name = f"folder-{plain}-{self.fingerprint(SPLITS)}"
+        self.name = f"{self._kind()}-{plain}-{self.fingerprint(SPLITS)}"
+
+    def _kind(self) -> str:
+        """What the names of cache entries begin with."""
+        return "folder"
 
     def _report_rejected(self) -> None:
         rejected = {p: f.reason for p, f in self._findings.items() if f.reason}
@@ -177,7 +196,7 @@ class FolderConfig(FacesConfig):
                 f"{report}; repair or remove them, or raise config.data.max_rejected"
             )
         if number:
-            _warn(
+            warn(
                 f"left out {number} of {total} image files in {self.dir}, which cannot "
                 f"be used; the reasons are in {report}"
             )
@@ -217,7 +236,7 @@ class FolderConfig(FacesConfig):
             ),
         )
         if self.duplicates == "drop":
-            _warn(
+            warn(
                 f"left out {len(gone)} of the images of {self.dir}, whose picture is "
                 f"in the other class or another split too; they are in {report}"
             )
@@ -227,9 +246,8 @@ class FolderConfig(FacesConfig):
         raise UserError(
             "expected no picture in both classes or in two splits, found "
             f"{len(found)} in {self.dir}, such as {_where(first)} and "
-            f"{_where(second)}, all listed in {report}; remove them, group them with "
-            "config.data.group_by, or keep one of each with "
-            "--config.data.duplicates=drop"
+            f"{_where(second)}, all listed in {report}; "
+            f"{self._to_part} or keep one of each with --config.data.duplicates=drop"
         )
 
     def _report_near_twins(self, placed: list[leaks.Placed]) -> None:
@@ -244,11 +262,10 @@ class FolderConfig(FacesConfig):
         )
         if found:
             more = " or more" if len(found) == leaks.MOST_TWINS else ""
-            _warn(
+            warn(
                 f"images of {self.dir} that look alike are in different splits "
                 f"({len(found)}{more} by pairs, listed in {report}), which flatters "
-                "what is measured on the later split; keep them together by a "
-                "config.data.group_by that gives both the same group"
+                f"what is measured on the later split; {self._to_join}"
             )
 
     def _report_shortcuts(self, placed: list[leaks.Placed]) -> None:
@@ -260,7 +277,7 @@ class FolderConfig(FacesConfig):
         )
         for shortcut in found:
             if shortcut.suspicious:
-                _warn(
+                warn(
                     f"{shortcut.name} alone separates real from fake in {self.dir}: "
                     f"AUROC {shortcut.auroc:.2f} (real mostly {shortcut.real}, fake "
                     f"mostly {shortcut.fake}): a detector may learn this instead of "
@@ -295,7 +312,8 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Says what is wrong with a data set that can be used all the same."""
     warnings.warn(message, stacklevel=2)
 
 

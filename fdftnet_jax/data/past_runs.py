@@ -4,7 +4,7 @@ from typing import Any
 
 import ml_collections
 
-from fdftnet_jax.data import splits
+from fdftnet_jax.data import paper_sets, splits
 
 
 def data_config(
@@ -14,16 +14,20 @@ def data_config(
 
     A folder that one of the runs was trained on is split as it was then: another split
     would test on images that were trained on. The rules on the paths of one folder need
-    not fit another, which gets the default ones.
+    not fit another, which gets the default ones. Where `data` names a folder alone, the
+    kind of data is that run's, or 'folder'.
 
     Args:
       trained_on: of a checkpoint's description, the latest run first.
       data: fields that take the place of the run's.
     """
-    if "dir" not in data:
-        return ml_collections.ConfigDict({**trained_on[0]["data"], **data})
+    latest = trained_on[0]
+    directory = splits.resolve(data["dir"]) if "dir" in data else latest["directory"]
     for run in trained_on:
-        if run["directory"] == splits.resolve(data["dir"]):
+        name = run["data"]["name"]
+        if run["directory"] == directory and paper_sets.share_images(
+            data.get("name", name), name
+        ):
             return ml_collections.ConfigDict({**run["data"], **data})
-    rules = {"group_by": "file", "generator_by": "folder"}
-    return ml_collections.ConfigDict({**trained_on[0]["data"], **rules, **data})
+    rules = {"name": "folder", "group_by": "file", "generator_by": "folder"}
+    return ml_collections.ConfigDict({**latest["data"], **rules, **data})

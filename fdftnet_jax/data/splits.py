@@ -4,10 +4,11 @@ Splits are drawn by group (a person, a video), never by image, and never by clas
 real and the fake images of a group always land in the same split.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -60,8 +61,15 @@ def list_files(directory: str | os.PathLike) -> list[File]:
         is not used.)
     """
     root = Path(directory)
-    try:
+    with readable(root):
         return _list_files(root)
+
+
+@contextlib.contextmanager
+def readable(root: Path) -> Iterator[None]:
+    """Turns a folder that cannot be read, in or at `root`, into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"expected a readable folder at {error.filename or root}, found "
@@ -133,10 +141,11 @@ def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
 
     Args:
       directory: the folder.
-      above: what identifies the folders it lies in, to which no link may lead.
+      above: what identifies the folders that it lies in; none may be met again.
 
     Raises:
       UserError: if a folder links to one above it.
+      OSError: if a folder cannot be read.
     """
     paths: list[str] = []
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline
+from fdftnet_jax.data import forgery_faces, images, paper_sets, past_runs, pipeline
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import steps
@@ -82,7 +82,9 @@ def score_split(
     config = past_runs.data_config(meta["trained_on"], data or {})
     dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
     if any(
-        split in ("all", run["data"]["train_split"]) and _trained_on(dataset, run)
+        split in ("all", run["data"]["train_split"])
+        and _trained_on(dataset, run)
+        and paper_sets.share_images(config.name, run["data"]["name"])
         for run in meta["trained_on"]
     ):
         warnings.warn(

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from fdftnet_jax.data import images, toy
+from fdftnet_jax.data import faceforensics, images, paper_sets, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import freezing, run_data
@@ -19,6 +19,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "patience": (int, 1, math.inf),
     "steps_per_call": (int, 1, math.inf),
     "data.max_rejected": (float, 0, 1),
+    **{f"data.limits.{split}": (int, 0, math.inf) for split in splits.SPLITS},
     "data.toy_seed": (int, 0, math.inf),
     "data.shots": (int, 0, math.inf),
     "data.size": (int, 1, math.inf),
@@ -48,7 +49,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
 
 # Field -> what it may be. Validation selects and test judges: neither may train.
 _CHOICES: dict[str, Iterable[Any]] = {
-    "data.name": ("folder", "toy"),
+    "data.name": ("folder", "toy", *paper_sets.NAMES),
+    "data.compression": faceforensics.COMPRESSIONS,
     "data.duplicates": ("error", "drop"),
     "data.family": ("both", *toy.FAMILIES),
     "data.train_split": ("train", "finetune"),

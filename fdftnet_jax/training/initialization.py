@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from fdftnet_jax.data import images, splits
+from fdftnet_jax.data import images, paper_sets, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import pretrained, registry
 from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
@@ -190,11 +190,13 @@ def initialise(
 
 def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:
     """Two ways of splitting one folder would mix its splits."""
-    if config.data.name != "folder":
+    if config.data.name == "toy":
         return
     if run["directory"] != splits.resolve(config.data.dir):
         return
     pretrained_on, data = run["data"], config.data.to_dict()
+    if not paper_sets.share_images(pretrained_on["name"], data["name"]):
+        return
     if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
         raise UserError(
             f"{config.init_from} was trained on the same folder split by "

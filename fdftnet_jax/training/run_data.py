@@ -119,7 +119,7 @@ def _old(
     # Where it is prepared is this machine's matter.
     changes = {"train_split": "train", "cache_dir": config.data.cache_dir}
     if config.data.replay_dir:
-        changes |= {"name": "folder", "dir": config.data.replay_dir}
+        changes["dir"] = config.data.replay_dir
         directory = splits.resolve(config.data.replay_dir)
         if directory not in [run["directory"] for run in trained_on]:
             changes["fractions"] = _REPLAY_FRACTIONS

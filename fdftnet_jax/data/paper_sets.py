@@ -1,0 +1,197 @@
+"""The data sets of the paper (section 3.1, Tables 4 and 5) as origins of images.
+
+`pggan` is CelebA against PGGAN; `celeba_pggan` has its layout. `face2face` and
+`deepfakes` are those parts of FaceForensics++, `dfd` is Google's and Jigsaw's set of
+actors; `faceforensics` has their layouts. The paper's section 3.1 says that its
+"Deepfakes" come from Google and Jigsaw, which is `dfd`. The code released with it reads
+the part `Deepfakes` of FaceForensics++, and section 4.2 compares with the results
+published on that part: it is `deepfakes`, which we take for the column of Table 5.
+
+Half of Table 4's train, validation and test images of PGGAN are 99,035 of its 100,000
+fakes: 35 too few are left to fine-tune on 1,000 others.
+"""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from fdftnet_jax.data import celeba_pggan, faceforensics, layouts, splits
+from fdftnet_jax.data.origins import FolderConfig, warn
+from fdftnet_jax.data.splits import SPLITS, Example
+from fdftnet_jax.errors import UserError
+
+NAMES = ("pggan", *faceforensics.NAMES)
+
+
+def share_images(one: str, other: str) -> bool:
+    """Whether two kinds of data in one folder have images in common.
+
+    Args:
+      one: a `config.data.name`; the real images of `deepfakes` are `face2face`'s, too.
+      other: another, or the same.
+    """
+    return one == other or {one, other} == {"deepfakes", "face2face"}
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class PaperSetConfig(FolderConfig):
+    """A set of the paper; constructing the config lists and inspects its folder.
+
+    Only the images that the limits leave are looked at. One that cannot be used is
+    replaced by the next.
+
+    Attributes:
+      which: one of `NAMES`.
+      compression: of the videos that the faces come from; pggan ignores it.
+      limits: the images of each split at most, half of them real; 0 takes all.
+
+    Raises:
+      UserError: at construction, if the folder or its lists, too many files or a value
+        do not fit, or if pictures leak.
+    """
+
+    to_get_split: ClassVar[str] = "give the split a share in config.data.fractions"
+    _to_part: ClassVar[str] = "remove them"
+    _to_join: ClassVar[str] = "remove one of each two"
+    which: str
+    compression: str = "c23"
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def _find(self) -> None:
+        self._check()
+        videos = self.which in faceforensics.NAMES
+        self.title = f"{self.which}-{self.compression}" if videos else self.which
+        self.description = f"The paper's {self.title}"
+        splits.check_fractions(self.fractions)
+        root = Path(self.dir)
+        if not root.is_dir():
+            found = "a file" if root.exists() else "nothing"
+            raise UserError(
+                f"expected the folder of {self.which} at {self.dir!r}, found {found}; "
+                "give its path with --config.data.dir=PATH"
+            )
+        with splits.readable(root):
+            if videos:
+                layout = faceforensics.read(
+                    root, self.which, self.compression, self.fractions
+                )
+            else:
+                layout = celeba_pggan.read(root, self.fractions)
+        self.expected = layout.expected
+        self._draw(layout)
+        self._report_left_out(layout)
+        self._report_few()
+
+    def _check(self) -> None:
+        if self.compression not in faceforensics.COMPRESSIONS:
+            raise UserError(
+                f"expected config.data.compression to be one of "
+                f"{', '.join(faceforensics.COMPRESSIONS)}, found "
+                f"{self.compression!r}; choose one of them"
+            )
+        if set(self.limits) - set(SPLITS) or min(self.limits.values(), default=0) < 0:
+            raise UserError(
+                f"expected config.data.limits of {', '.join(SPLITS)} of 0 or more, "
+                f"found {dict(self.limits)}; correct them"
+            )
+
+    def _draw(self, layout: layouts.Layout) -> None:
+        """Draws the images, until all that are drawn can be used."""
+        ordered = {s: drawing_order(some) for s, some in layout.examples.items()}
+        while True:
+            unusable = {path for path, f in self._findings.items() if f.reason}
+            drawn = {
+                split: draw(some, self.limits.get(split, 0), unusable)
+                for split, some in ordered.items()
+            }
+            listed = [
+                splits.File(example.path, split, example.label, "")
+                for split, some in drawn.items()
+                for example in some
+            ]
+            self._inspect(listed, self.title)
+            if not any(self._findings[file.path].reason for file in listed):
+                break
+        self._examples(drawn)
+
+    def _kind(self) -> str:
+        return "paper"
+
+    def _report_left_out(self, layout: layouts.Layout) -> None:
+        header = ("path", "images", "reason")
+        report = self._write("left_out.csv", header, layout.left_out)
+        if not layout.left_out:
+            return
+        reasons: dict[str, int] = collections.Counter()
+        for left_out in layout.left_out:
+            reasons[left_out.reason] += left_out.images
+        left = sum(reasons.values())
+        total = left + sum(map(len, layout.examples.values()))
+        what = ", ".join(f"{number:,}: {why}" for why, number in reasons.items())
+        warn(
+            f"left out {left:,} of the {total:,} images of {self.title}, which fit no "
+            f"split ({what}); they are listed in {report}"
+        )
+
+    def _report_few(self) -> None:
+        found = {s: len(self.examples.get(s, [])) for s in self.limits}
+        few = [
+            f"{found[split]:,} of {limit:,} in {split}"
+            for split, limit in self.limits.items()
+            if split in self.expected and found[split] < limit // 2 * 2
+        ]
+        if few:
+            warn(
+                f"{self.title} has fewer images than config.data.limits, half of them "
+                f"real and half fake: {', '.join(few)}"
+            )
+
+
+def drawing_order(examples: Sequence[Example]) -> list[Example]:
+    """Sorts images as they are drawn: by a hash, and evenly from their folders.
+
+    Every folder, which is a video, gives its first image before one gives its second.
+    New images in one folder leave the order of all others as it is. The hash is that
+    of the names of image and folder, so that the same frames are drawn of every
+    compression of a video.
+    """
+    hashed = sorted((_hash(example.path), example) for example in examples)
+    drawn: dict[PurePosixPath, int] = collections.Counter()
+    ranked = []
+    for digest, example in hashed:
+        folder = PurePosixPath(example.path).parent
+        ranked.append((drawn[folder], digest, example))
+        drawn[folder] += 1
+    return [example for *_, example in sorted(ranked)]
+
+
+def _hash(path: str) -> bytes:
+    name = "/".join(PurePosixPath(path).parts[-2:])
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def draw(
+    ordered: Sequence[Example], limit: int, without: Collection[str] = ()
+) -> list[Example]:
+    """Takes images of a split, as many real ones as fake ones.
+
+    Args:
+      ordered: of `drawing_order`.
+      limit: the number of images, an even one, or fewer where a class has not half of
+        them; 0 takes all, balanced or not.
+      without: paths that are not taken.
+
+    Returns:
+      Examples, sorted by path.
+    """
+    classes = [
+        [e for e in ordered if e.label == label and e.path not in without]
+        for label in (0, 1)
+    ]
+    if limit:
+        number = min(limit // 2, *map(len, classes))
+        classes = [examples[:number] for examples in classes]
+    return sorted(example for examples in classes for example in examples)
