@@ -73,7 +73,8 @@ def read(
     folders = [f"{folder}/{compression}/videos" for folder in _VIDEOS[name]]
     found = [layouts.images_in(root, folder) for folder in folders]
     if not all(found):
-        raise _no_crops(root, name, folders, [bool(paths) for paths in found])
+        lacking = [f for f, paths in zip(folders, found, strict=True) if not paths]
+        raise _no_crops(root, name, compression, lacking)
     expected = [split for split in SPLITS if fractions.get(split, 0) > 0]
     place: Callable[[str, int], Place]
     if name == "dfd":
@@ -99,10 +100,9 @@ def read(
     return sorter.layout(expected)
 
 
-def _no_crops(root: Path, name: str, folders: list[str], have: list[bool]) -> UserError:
-    """The error for a set whose real or fake crops are not there."""
+def _no_crops(root: Path, name: str, compression: str, lacking: list[str]) -> UserError:
+    """The error for a set whose real or fake faces are not there."""
     command = "python -m experiments.prepare_faces"
-    lacking = [folder for folder, has in zip(folders, have, strict=True) if not has]
     for folder in lacking:
         for path in layouts.files(root, folder):
             if PurePosixPath(path).suffix.lower() in _MOVIES:
@@ -113,16 +113,15 @@ def _no_crops(root: Path, name: str, folders: list[str], have: list[bool]) -> Us
                     "--config.data.dir=DIR"
                 )
     others = [
-        compression
-        for compression in COMPRESSIONS
-        if all(
-            (root / folder / compression / "videos").is_dir()
-            for folder in _VIDEOS[name]
-        )
+        other
+        for other in COMPRESSIONS
+        if other != compression
+        and all((root / f / other / "videos").is_dir() for f in _VIDEOS[name])
     ]
+    real, fake = (f"{folder}/{compression}/videos" for folder in _VIDEOS[name])
     return UserError(
-        f"expected {name} in {root} to be images of faces, {folders[0]}/VIDEO/*.png "
-        f"and {folders[1]}/VIDEO/*.png, found none in {' and in '.join(lacking)}"
+        f"expected {name} in {root} to be images of faces, {real}/VIDEO/*.png "
+        f"and {fake}/VIDEO/*.png, found none in {' and in '.join(lacking)}"
         + (f" (but there is --config.data.compression={others[0]})" if others else "")
         + f"; download the videos, then cut the faces out with `{command} "
         f"--input=VIDEOS --output={root}`"
