@@ -90,6 +90,16 @@ def test_a_person_stays_where_most_of_the_images_are(tmp_path):
     ]
 
 
+def test_images_may_have_another_suffix_than_in_the_lists(tmp_path):
+    touch(tmp_path, f"{CELEBA}/000001.png", f"{CELEBA}/more/000002.webp", *FAKE)
+    write_people(tmp_path, [5, 6])
+    write_partitions(tmp_path, [1, 2])
+    layout = celeba_pggan.read(tmp_path, FRACTIONS)
+    assert not layout.left_out
+    real = sorted(v[:2] for v in places(layout).values() if v[2] == 0)
+    assert real == [("test", "celeba/6"), ("validation", "celeba/5")]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     people=st.lists(st.integers(1, 5), min_size=1, max_size=30),

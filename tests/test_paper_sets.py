@@ -257,6 +257,16 @@ def test_what_fits_no_split_is_counted_and_listed(tmp_path):
     assert str(warned[0].message).endswith("left_out.csv")
 
 
+def test_lists_of_other_videos_leave_nothing(data):
+    lists = {"train": [["a", "b"]], "validation": [["c", "d"]], "test": [["e", "f"]]}
+    trees.write_lists(Path(data.dir), lists)
+    with (
+        pytest.warns(UserWarning, match=r"168: not in the official splits"),
+        pytest.raises(UserError, match="'train' of deepfakes-c23, found 0 real and 0"),
+    ):
+        forgery_faces.prepare(data, ("train",))
+
+
 def change_picture(data):
     path = next(Path(data.dir, trees.DEEPFAKES).rglob("*.png"))
     Image.new("RGB", (12, 12), (1, 2, 3)).save(path)

@@ -59,15 +59,15 @@ def read(root: Path, fractions: Mapping[str, float]) -> layouts.Layout:
         image = PurePosixPath(path)
         group = f"celeba/{_printable(image.stem)}"
         if people is not None:
-            if image.name not in people:
+            if image.stem not in people:
                 return nowhere(f"not in {_IDENTITIES}")
-            group = f"celeba/{people[image.name]}"
+            group = f"celeba/{people[image.stem]}"
         if partitions is None:
             return Place(splits.split_of(group, fractions), group)
-        if image.name not in partitions:
+        if image.stem not in partitions:
             return nowhere(f"not in {_PARTITIONS}")
-        split = OFFICIAL[int(partitions[image.name])]
-        if people is not None and split != main[people[image.name]]:
+        split = OFFICIAL[int(partitions[image.stem])]
+        if people is not None and split != main[people[image.stem]]:
             return nowhere("its person is mostly in another official split")
         return Place(layouts.within_training(split, group, fractions), group)
 
@@ -94,7 +94,10 @@ def _celeba_lists(root: Path) -> tuple[dict[str, str] | None, dict[str, str] | N
 
 
 def _celeba_list(path: Path, pattern: str, what: str) -> dict[str, str] | None:
-    """Image -> value of a list of CelebA, lines such as `000001.jpg 2880`."""
+    """Image -> value of a list of CelebA, lines such as `000001.jpg 2880`.
+
+    Images are known by their names without suffix: they may have been re-encoded.
+    """
     if not path.is_file():
         return None
     values = {}
@@ -107,7 +110,7 @@ def _celeba_list(path: Path, pattern: str, what: str) -> dict[str, str] | None:
                 "anew from CelebA"
             )
         if words:
-            values[words[0]] = words[1]
+            values[PurePosixPath(words[0]).stem] = words[1]
     return values
 
 

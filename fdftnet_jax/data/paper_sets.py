@@ -137,11 +137,11 @@ class PaperSetConfig(FolderConfig):
         )
 
     def _report_few(self) -> None:
-        found = {s: len(self.examples.get(s, [])) for s in self.limits}
+        found = {split: len(self.examples.get(split, [])) for split in SPLITS}
         few = [
-            f"{found[split]:,} of {limit:,} in {split}"
-            for split, limit in self.limits.items()
-            if split in self.expected and found[split] < limit // 2 * 2
+            f"{found[split]:,} of {self.limits[split]:,} in {split}"
+            for split in self.expected
+            if found[split] < self.limits.get(split, 0) // 2 * 2
         ]
         if few:
             warn(

@@ -141,11 +141,10 @@ def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
 
     Args:
       directory: the folder.
-      above: what identifies the folders that it lies in; none may be met again.
+      above: what identifies the folders it lies in, to which no link may lead.
 
     Raises:
       UserError: if a folder links to one above it.
-      OSError: if a folder cannot be read.
     """
     paths: list[str] = []
 
