@@ -21,6 +21,7 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     config.backbone = model.model.backbone
     # Method -> number of seeds; 0 leaves it out. The methods are those of
     # experiments/compare.py.
+    del config.seeds
     config.seeds = ml_collections.ConfigDict(
         {
             "fdftnet": 3,

@@ -130,11 +130,14 @@ def _data(fields: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _scored(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
     """Both forgeries, split as they are trained on."""
-    scored = {}
+    scored: dict[str, dict[str, Any]] = {NEW: {}, OLD: {}}
     for title, fields in ((NEW, config.new), (OLD, config.old)):
-        made = ml_collections.ConfigDict()
-        made.update_from_flattened_dict(dict(phases.given(fields)))
-        scored[title] = made.to_dict()
+        for dotted, value in phases.given(fields):
+            *sections, name = dotted.split(".")
+            section = scored[title]
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = value
     return scored
 
 

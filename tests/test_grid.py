@@ -13,7 +13,7 @@ import small_runs
 
 from experiments import grid
 from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.evaluation import scoring
+from fdftnet_jax.evaluation import calibration, scoring
 from fdftnet_jax.training import checkpoint, loop, run_files
 
 
@@ -70,6 +70,7 @@ def made(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "train_and_evaluate", found.train)
     monkeypatch.setattr(checkpoint, "Checkpoints", found.checkpoints)
     monkeypatch.setattr(scoring, "score_split", found.score)
+    monkeypatch.setattr(calibration, "for_run", lambda directory: None)
     return found
 
 
