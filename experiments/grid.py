@@ -277,6 +277,9 @@ def _load(run: Run, workdir: Path) -> Outcome:
         if found and found["data"] == data and (directory / found["file"]).exists():
             outcome.files[title] = directory / found["file"]
             outcome.scores[title] = json.loads(outcome.files[title].read_text())
+    if outcome.finished and not _missing(run, outcome):
+        # It failed in a score that is no longer asked for.
+        outcome.failure = ""
     return outcome
 
 
@@ -316,6 +319,8 @@ def _missing(run: Run, outcome: Outcome) -> list[str]:
 
 def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     """Trains and scores what is left of a run, and records it."""
+    import jax
+
     from fdftnet_jax.evaluation import calibration, results, scoring
     from fdftnet_jax.training import checkpoint, loop
 
@@ -346,6 +351,8 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     finally:
         outcome.seconds += time.monotonic() - began
         _write(run, outcome, workdir)
+        # What was compiled for this run would stay in memory to the end of the grid.
+        jax.clear_caches()
 
 
 def _epochs(directory: Path) -> int:

@@ -180,6 +180,15 @@ def test_a_score_that_fails_leaves_the_training(made, tmp_path):
     assert made.trained == ["a/base", "a/tuned"]
 
 
+def test_a_score_that_failed_and_is_no_longer_asked_for(made, tmp_path):
+    scored = {"one": {"dir": "x/faces"}, "two": {"dir": "y/faces"}}
+    [base, _] = some_runs(["a"], scored)
+    assert grid.failures(grid.execute([base], tmp_path))
+    [base, _] = some_runs(["a"], {"one": scored["one"]})
+    outcomes = grid.execute([base], tmp_path)
+    assert len(outcomes["a/base"].scores) == 1 and not grid.failures(outcomes)
+
+
 def test_only_new_scores_are_computed(made, tmp_path):
     old = {"old": {"family": "upsampled"}}
     grid.execute(some_runs(["a"], old), tmp_path)
