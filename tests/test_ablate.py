@@ -16,7 +16,7 @@ from fdftnet_jax.training.run_files import read_history
 
 
 def small_config(cache_dir):
-    config = config_file.get_config("ours", "model.num_stages", "0,2")
+    config = config_file.get_config("ours", "model.num_stages", "0,1")
     config.backbone = small_runs.BACKBONE
     config.seeds = 2
     config.label = "M, stages"
@@ -40,8 +40,8 @@ def test_each_level_is_trained_from_the_backbone_of_its_seed(finished):
     for seed in (0, 1):
         folder = workdir / "toy" / "small" / f"seed{seed}"
         names = {path.name for path in folder.iterdir()}
-        assert names == {"base", "num_stages=0", "num_stages=2"}
-        for stages in (0, 2):
+        assert names == {"base", "num_stages=0", "num_stages=1"}
+        for stages in (0, 1):
             run = folder / f"num_stages={stages}"
             config = json.loads((run / "config.json").read_text())
             assert config["model"]["num_stages"] == stages
@@ -56,8 +56,8 @@ def test_the_table_has_the_numbers_of_the_evaluations(finished):
     assert header in text
     with (workdir / "ours.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["M, stages"] for row in rows] == ["before fine-tuning", "0", "2"]
-    for row, run in zip(rows, ("base", "num_stages=0", "num_stages=2"), strict=True):
+    assert [row["M, stages"] for row in rows] == ["before fine-tuning", "0", "1"]
+    for row, run in zip(rows, ("base", "num_stages=0", "num_stages=1"), strict=True):
         paths = [
             workdir / f"toy/small/seed{seed}/{run}/evaluation/toy-both-test.json"
             for seed in (0, 1)
@@ -110,7 +110,7 @@ def test_as_a_command(finished, cache_dir):
     arguments = [
         "--config=configs/ablation/stages.py",
         "--config.backbone=small",
-        "--config.levels=0,2",
+        "--config.levels=0,1",
         "--config.seeds=2",
         "--config.finetune.data.shots=12",
         *[f"--config.both.{field}={value}" for field, value in given.items()],
