@@ -64,7 +64,7 @@ def test_the_table_has_the_numbers_of_the_evaluations(finished):
         ]
         found = [json.loads(path.read_text()) for path in paths]
         for metric in ("accuracy", "auc"):
-            mean = np.mean([evaluation[metric] for evaluation in found])
+            mean = np.mean([e["figures"][metric]["value"] for e in found])
             assert float(row[f"{metric}_mean"]) == pytest.approx(mean, rel=1e-12)
 
 

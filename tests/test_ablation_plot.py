@@ -10,7 +10,9 @@ from fdftnet_jax.reporting import ablation_plot, plots
 
 
 def scores(accuracy, auc=0.75):
-    return {"accuracy": accuracy, "auc": auc, "num_examples": 40}
+    values = {"accuracy": accuracy, "auc": auc}
+    figures = {name: {"value": v, "interval": None} for name, v in values.items()}
+    return {"figures": figures, "num_examples": 40}
 
 
 @pytest.fixture

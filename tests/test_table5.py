@@ -88,7 +88,7 @@ def test_the_table_has_the_numbers_of_the_evaluations(finished):
         assert line[:3] == ["| toy", "small", detector]
         assert line[5:] == ["18", "2 |"]
         for metric, cell in (("accuracy", line[3]), ("auc", line[4])):
-            mean = np.mean([evaluation[metric] for evaluation in found])
+            mean = np.mean([e["figures"][metric]["value"] for e in found])
             assert float(row[f"{metric}_mean"]) == pytest.approx(mean, rel=1e-12)
             assert cell.startswith(f"{100 * mean:.2f} ± ")
     assert "Toy pictures" in text

@@ -42,8 +42,13 @@ def test_what_is_no_vector_of_values(values):
         tables.over_seeds(values)
 
 
-def scores(accuracy, auc, number=40):
-    return {"accuracy": accuracy, "auc": auc, "num_examples": number, "loss": 1.0}
+def scores(accuracy, auc, interval=None):
+    """As an evaluation holds them; `interval` is that of the accuracy."""
+    figures = {
+        "accuracy": {"value": accuracy, "interval": interval},
+        "auc": {"value": auc, "interval": None},
+    }
+    return {"figures": figures, "num_examples": 40}
 
 
 def some_rows():
@@ -103,17 +108,8 @@ def test_csv():
     assert (third["auc_mean"], third["test_images"], third["auc_paper"]) == ("",) * 3
 
 
-def bootstrapped(accuracy, interval):
-    """As evaluations with intervals hold it."""
-    figures = {
-        "accuracy": {"value": accuracy, "interval": interval},
-        "auc": {"value": 0.75, "interval": None},
-    }
-    return {"figures": figures, "num_examples": 40}
-
-
 def test_one_seed_has_the_interval_over_test_images():
-    row = tables.Row({"data": "a"}, [bootstrapped(0.5, [0.375, 0.5625])], 1)
+    row = tables.Row({"data": "a"}, [scores(0.5, 0.75, [0.375, 0.5625])], 1)
     _, _, line = cells(tables.markdown([row]))
     assert line == ["a", "50.00 [37.50, 56.25]", "75.00", "40", "1"]
     [found] = csv.DictReader(io.StringIO(tables.csv_text([row])))
@@ -124,7 +120,7 @@ def test_one_seed_has_the_interval_over_test_images():
 
 
 def test_several_seeds_have_the_interval_over_seeds():
-    seeds = [bootstrapped(value, [0.0, 1.0]) for value in (0.5, 0.75, 0.625)]
+    seeds = [scores(value, 0.75, [0.0, 1.0]) for value in (0.5, 0.75, 0.625)]
     row = tables.Row({"data": "a"}, seeds, 3)
     plain = tables.Row({"data": "a"}, [scores(v, 0.75) for v in (0.5, 0.75, 0.625)], 3)
     assert tables.markdown([row]) == tables.markdown([plain])
@@ -147,7 +143,7 @@ def test_written_files(tmp_path, toy):
     assert "- toy/squeezenet/seed1/base: the loss is no longer finite\n" in text
     one = tables.write(stem, "A title", some_rows()[1:], toy=toy, failures={})
     assert "1 seed" in one and "Failed" not in one and "95 %" not in one
-    found = [tables.Row({"data": "a"}, [bootstrapped(0.5, [0.375, 0.5625])], 1)]
+    found = [tables.Row({"data": "a"}, [scores(0.5, 0.75, [0.375, 0.5625])], 1)]
     assert "over test images (bootstrap)" in tables.write(
         stem, "A title", found, toy=toy, failures={}
     )

@@ -32,7 +32,7 @@ _BEFORE: dict[str, Any] = {
 # Of the single seeds from the mean, to the right, in points.
 _BESIDE = 6
 
-# What the evaluation of each seed holds (see `metrics.binary_metrics`).
+# What the evaluation of each seed holds (see `evaluation.results`).
 Scores = Sequence[Mapping[str, Any]]
 
 
