@@ -9,9 +9,10 @@ from fdftnet_jax import errors
 from fdftnet_jax.reporting import ablation_plot, plots
 
 
-def scores(accuracy, auc=0.75):
-    values = {"accuracy": accuracy, "auc": auc}
-    figures = {name: {"value": v, "interval": None} for name, v in values.items()}
+def scores(accuracy, auc=0.75, interval=None):
+    """As an evaluation holds them; `interval` is that of the accuracy."""
+    values = {"accuracy": (accuracy, interval), "auc": (auc, None)}
+    figures = {name: {"value": v, "interval": i} for name, (v, i) in values.items()}
     return {"figures": figures, "num_examples": 40}
 
 
@@ -65,7 +66,7 @@ def test_means_and_intervals(drawn):
     assert len(colours) == 2
     assert all(any(same_color(c, p) for p in plots.PALETTE) for c in colours)
     assert legend(figure) == [
-        "FDFtNet, mean over seeds, 95 % interval",
+        "FDFtNet, 95 % interval over the seeds",
         "single seeds",
         "before fine-tuning, mean",
     ]
@@ -78,7 +79,15 @@ def test_names_stand_side_by_side_and_are_not_joined(drawn):
     assert line.get_linestyle() == "None"
     labels = [text.get_text() for text in figure.axes[1].get_xticklabels()]
     assert labels == ["off", "3 / 5", "3 / 10"]
-    assert legend(figure) == ["FDFtNet, 1 seed"]
+    assert legend(figure) == ["FDFtNet, 95 % interval over test images"]
+
+
+def test_a_single_seed_has_the_interval_over_test_images(drawn):
+    figure = drawn({"1": [scores(0.5, interval=[0.375, 0.5625])], "2": [scores(0.75)]})
+    points, ends = bars(figure.axes[0])
+    np.testing.assert_allclose(points, [(1, 0.5), (2, 0.75)])
+    np.testing.assert_allclose(ends[0], (0.375, 0.5625))
+    assert np.isnan(ends[1:]).all()
 
 
 def test_numbers_are_joined_on_a_linear_axis(drawn):

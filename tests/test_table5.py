@@ -154,6 +154,8 @@ def test_a_failing_cell_is_told_of_and_the_others_are_there(finished, cache_dir)
     assert f"- folder/small/seed0/base: {reason}" in ended.stdout
     assert "| toy | small | FDFtNet | " in ended.stdout
     assert "| folder | small | FDFtNet | - | - | - | 0 of 1 |" in ended.stdout
+    # One seed has the interval over test images.
+    assert "[ ] is the 95 % interval over test images (bootstrap)" in ended.stdout
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: 2 of 4 runs failed, first folder/small/seed0/base")
     assert "[3/4] folder/small/seed0/base" in ended.stderr

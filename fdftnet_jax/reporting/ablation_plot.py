@@ -46,8 +46,9 @@ def draw(
 ) -> None:
     """Draws accuracy (above) and AUROC (below) against what an ablation varies.
 
-    A point is the mean over seeds with its 95 % interval, where there are two or more;
-    the seeds are small dots beside it. Names that are numbers stand at these, joined.
+    A point is the mean over seeds with its 95 % interval (see `tables.interval`); where
+    there are several, the seeds are small dots beside it. Names that are numbers stand
+    at these, joined.
 
     Args:
       path: the file to write; its suffix chooses svg or png.
@@ -64,6 +65,7 @@ def draw(
         raise ValueError("values must not be empty.")
     numbers = _numbers(values)
     x = np.arange(len(values)) if numbers is None else numbers
+    seeds = list(values.values())
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(4.2, 5.6), layout="constrained")
         panels = figure.subplots(2, sharex=True)
@@ -71,11 +73,14 @@ def draw(
             if before:
                 mean = np.mean([tables.figure(scores, metric)[0] for scores in before])
                 axes.axhline(float(mean), **_BEFORE)
-            seeds = [
-                [tables.figure(scores, metric)[0] for scores in found]
-                for found in values.values()
-            ]
-            _draw_means(figure, axes, x, seeds, joined=numbers is not None)
+            _draw_means(
+                figure,
+                axes,
+                x,
+                [[tables.figure(s, metric)[0] for s in found] for found in seeds],
+                [tables.interval(found, metric) for found in seeds],
+                joined=numbers is not None,
+            )
             low, high = axes.get_ylim()
             # An interval of few seeds may reach beyond what a score can be.
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -89,9 +94,11 @@ def draw(
         axis.set(xlabel=label)
         if numbers is None:
             axis.set_xlim(-0.5, len(values) - 0.5)
-        keys = [Line2D([], [], label="FDFtNet, 1 seed", **_MEAN | {"linestyle": ""})]
-        if any(len(found) > 1 for found in values.values()):
-            keys[0].set_label("FDFtNet, mean over seeds, 95 % interval")
+        several = any(len(found) > 1 for found in seeds)
+        over = "over the seeds" if several else "over test images"
+        what = f"FDFtNet, 95 % interval {over}"
+        keys = [Line2D([], [], label=what, **_MEAN | {"linestyle": ""})]
+        if several:
             keys.append(Line2D([], [], label="single seeds", **_SEED))
         if before:
             keys.append(Line2D([], [], label="before fine-tuning, mean", **_BEFORE))
@@ -112,6 +119,7 @@ def _draw_means(
     axes: Axes,
     x: np.ndarray,
     seeds: Sequence[Sequence[float]],
+    intervals: Sequence[tuple[float, float, str] | None],
     *,
     joined: bool,
 ) -> None:
@@ -119,11 +127,14 @@ def _draw_means(
     there = [i for i, values in enumerate(seeds) if values]
     if not there:
         return
-    found = [tables.over_seeds(seeds[i]) for i in there]
+    mean = np.array([np.mean(seeds[i]) for i in there])
+    ends = [intervals[i] or (np.nan, np.nan, "") for i in there]
+    low, high = (np.array([end[side] for end in ends], float) for side in (0, 1))
     axes.errorbar(
         x[there],
-        [estimate.mean for estimate in found],
-        [estimate.half_width or np.nan for estimate in found],
+        mean,
+        # A bootstrap interval of skewed values need not hold the value itself.
+        [np.maximum(0, mean - low), np.maximum(0, high - mean)],
         linestyle="-" if joined else "",
         capsize=4,
         zorder=3,

@@ -53,22 +53,6 @@ class Row:
         """A metric of each seed that has one, in [0, 1]."""
         return [figure(scores, metric)[0] for scores in self.scores]
 
-    def interval(self, metric: str) -> tuple[float, float, str] | None:
-        """The 95 % interval of the mean, None where there is none.
-
-        Returns:
-          Its ends, and over what it is: 'seeds', or 'images' for the bootstrap over
-          test images of a single seed.
-        """
-        if len(self.scores) == 1:
-            bootstrap = figure(self.scores[0], metric)[1]
-            return None if bootstrap is None else (*bootstrap, "images")
-        if not self.scores:
-            return None
-        estimate = over_seeds(self.values(metric))
-        half = estimate.half_width or 0.0
-        return estimate.mean - half, estimate.mean + half, "seeds"
-
 
 def figure(
     scores: Mapping[str, Any], metric: str
@@ -82,6 +66,29 @@ def figure(
     found = scores["figures"][metric]
     interval = found["interval"]
     return found["value"], None if interval is None else (interval[0], interval[1])
+
+
+def interval(
+    scores: Sequence[Mapping[str, Any]], metric: str
+) -> tuple[float, float, str] | None:
+    """The 95 % interval of the mean over seeds, None where there is none.
+
+    Args:
+      scores: what each seed's evaluation holds.
+      metric: its name.
+
+    Returns:
+      Its ends, and over what it is: 'seeds', or 'images' for the bootstrap over test
+      images of a single seed.
+    """
+    if len(scores) == 1:
+        bootstrap = figure(scores[0], metric)[1]
+        return None if bootstrap is None else (*bootstrap, "images")
+    if not scores:
+        return None
+    estimate = over_seeds([figure(found, metric)[0] for found in scores])
+    half = estimate.half_width or 0.0
+    return estimate.mean - half, estimate.mean + half, "seeds"
 
 
 def over_seeds(values: npt.ArrayLike) -> Estimate:
@@ -137,7 +144,7 @@ def csv_text(rows: Sequence[Row]) -> str:
         }
         for metric in METRICS:
             values, theirs = row.values(metric), row.paper.get(metric)
-            low, high, over = row.interval(metric) or (None, None, None)
+            low, high, over = interval(row.scores, metric) or (None, None, None)
             line |= {
                 f"{metric}_mean": over_seeds(values).mean if values else None,
                 f"{metric}_low": low,
@@ -245,7 +252,7 @@ def percent(values: Sequence[float]) -> str:
 
 def _of_images(row: Row, metric: str) -> str:
     """The interval of a single seed, in percent."""
-    low, high, over = row.interval(metric) or (0.0, 0.0, "")
+    low, high, over = interval(row.scores, metric) or (0.0, 0.0, "")
     return f" [{100 * low:.2f}, {100 * high:.2f}]" if over == "images" else ""
 
 
