@@ -79,7 +79,8 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
         )
     cells: Cells = {(BASE, 0): [_pretraining(config, seed) for seed in range(seeds)]}
     for replay in replays:
-        for method, number in config.seeds.items():
+        for method in METHODS:
+            number = config.seeds[method]
             # New weights have no old forgery of their own: it is named by its folder.
             nameless = method == "scratch" and replay > 0 and not config.old.dir
             if number and not nameless:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 from configs import finetune, pretrain
-from fdftnet_jax.data import augment, images
+from fdftnet_jax.data import augment, preprocess
 from fdftnet_jax.models import layers, registry
 from fdftnet_jax.training import freezing, loop, optimizer, steps
 from fdftnet_jax.training.checkpoint import Checkpoints
@@ -85,7 +85,7 @@ def task(model, phase="head", *, size=SIZE, traced_only=False, rate=0.05):
     mask = freezing.trainable_mask(variables["params"], phase)
     made = steps.Task(
         apply=apply,
-        scale=images.scale,
+        scale=preprocess.scale,
         augment=augmented,
         l2=registry.l2_weights(model),
         optimizer=optimizer.create(OPTIMIZER, lambda step: rate, mask),

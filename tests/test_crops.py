@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdftnet_jax.data import images, pipeline
+from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 
 
 def crops(size=8, grid=3):
-    return images.Preprocessing(view="crops", size=size, grid=grid)
+    return preprocess.Preprocessing(view="crops", size=size, grid=grid)
 
 
 def numbered(height, width):
@@ -76,7 +76,7 @@ def test_an_image_of_the_right_size_is_its_only_window():
 
 
 def test_a_resized_image_has_one_view():
-    preprocessing = images.Preprocessing(size=8)
+    preprocessing = preprocess.Preprocessing(size=8)
     pixels = numbered(20, 31)
     found = preprocessing.random_view(pixels, np.random.default_rng(0))
     np.testing.assert_array_equal(found, preprocessing(pixels))
@@ -85,7 +85,7 @@ def test_a_resized_image_has_one_view():
 @pytest.mark.parametrize("grid", [0, -1, 1.5])
 def test_a_wrong_grid(grid):
     with pytest.raises(UserError, match="grid to be a positive whole number"):
-        images.Preprocessing(view="crops", grid=grid)
+        preprocess.Preprocessing(view="crops", grid=grid)
 
 
 def test_the_size_of_a_png():

@@ -20,7 +20,7 @@ from pictures import (
 )
 from PIL import Image
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 
 WEBP = solid("RGBA", (9, 8, 7, 99), "WEBP", lossless=True)
@@ -210,7 +210,7 @@ def triangle_weights(size, new_size):
 @pytest.mark.parametrize("size", [64, 33])
 def test_resize_is_an_antialiased_stretch(shape, size):
     image = noise(*shape)
-    resized = images.Preprocessing(size=size)(image)
+    resized = preprocess.Preprocessing(size=size)(image)
     rows, columns = (triangle_weights(n, size) for n in shape)
     expected = np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
     assert resized.dtype == np.uint8 and resized.shape == (size, size, 3)
@@ -218,7 +218,7 @@ def test_resize_is_an_antialiased_stretch(shape, size):
 
 
 def test_preprocessing_round_trips_through_a_dict():
-    preprocessing = images.Preprocessing(size=32)
+    preprocessing = preprocess.Preprocessing(size=32)
     values = preprocessing.to_dict()
     assert values == {
         "view": "resize",
@@ -227,7 +227,7 @@ def test_preprocessing_round_trips_through_a_dict():
         "scaling": "minus_one_one",
         "grid": 1,
     }
-    assert images.Preprocessing.from_dict(values) == preprocessing
+    assert preprocess.Preprocessing.from_dict(values) == preprocessing
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_preprocessing_round_trips_through_a_dict():
 )
 def test_unknown_preprocessing_is_a_user_error(values):
     with pytest.raises(UserError, match="expected preprocessing"):
-        images.Preprocessing.from_dict(values)
+        preprocess.Preprocessing.from_dict(values)
 
 
 @pytest.mark.parametrize("library", [np, jnp])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_scale(library, dtype):
     pixels = library.asarray([[0, 51, 255]], dtype)
-    scaled = images.scale(pixels)
+    scaled = preprocess.scale(pixels)
     assert type(scaled) is type(pixels) and scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [[-1, -0.6, 1]], atol=1e-6)
 
@@ -266,6 +266,6 @@ def test_scale(library, dtype):
 def test_other_scalings(scaling, black, white):
     pixels = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
     for given in (pixels, jnp.asarray(pixels, jnp.float32)):
-        scaled = images.scale(given, scaling)
+        scaled = preprocess.scale(given, scaling)
         assert scaled.dtype == np.float32
         np.testing.assert_allclose(scaled[0], [black, white], atol=5e-5)

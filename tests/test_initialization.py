@@ -7,7 +7,7 @@ import safetensors.numpy
 import small_runs
 import weight_files
 
-from fdftnet_jax.data import forgery_faces, images
+from fdftnet_jax.data import forgery_faces, images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
@@ -75,7 +75,7 @@ def test_evaluation_scales_as_the_weights_expect(finetuned, cache_dir):
     records = forgery_faces.prepare(config(cache_dir, "x").data).source("test")
     views = np.stack(
         [
-            images.Preprocessing(size=SIZE)(images.decode(record["image"]))
+            preprocess.Preprocessing(size=SIZE)(images.decode(record["image"]))
             for record in records
         ]
     )

@@ -375,7 +375,7 @@ def test_dropout_is_the_same_on_one_and_two_devices():
 def test_unknown_names():
     with pytest.raises(errors.UserError, match="did you mean 'squeezenet'"):
         registry.get_backbone("squeeze")
-    with pytest.raises(errors.UserError, match="'classifier' or 'fdftnet'"):
+    with pytest.raises(errors.UserError, match="'other': expected one of classifier"):
         registry.build({"kind": "other", "backbone": "squeezenet"})
     with pytest.raises(errors.UserError, match="'tensorflow': it has keras, torch"):
         registry.get_backbone("xception", variant="tensorflow")

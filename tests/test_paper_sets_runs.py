@@ -3,8 +3,8 @@
 import pytest
 
 from configs import base, pretrain
+from fdftnet_jax.data import past_runs
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.training import initialization
 
 
@@ -20,7 +20,7 @@ def test_what_is_scored_in_a_folder_of_several_sets(tmp_path):
     other = trained("folder", str(tmp_path / "other"), group_by="folder")
 
     def scored(**data):
-        found = scoring.data_config([tuned, before, other], data)
+        found = past_runs.data_config([tuned, before, other], data)
         return found.name, found.dir, found.fractions.get("train"), found.group_by
 
     assert scored() == scored(dir=root) == ("face2face", root, 0.5, "file")

@@ -3,10 +3,10 @@ import threading
 import numpy as np
 import pytest
 
-from fdftnet_jax.data import images, pipeline
+from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 
-PREPROCESSING = images.Preprocessing(size=4)
+PREPROCESSING = preprocess.Preprocessing(size=4)
 
 
 class StubRecords:
@@ -72,7 +72,7 @@ def test_view_source_applies_the_preprocessing():
 def test_views_are_kept_up_to_the_budget(megabytes, kept):
     # 128 x 128 x 3 bytes: 20 views fill a megabyte.
     records = StubRecords(30)
-    source = pipeline.ViewSource(records, images.Preprocessing(size=128), megabytes)
+    source = pipeline.ViewSource(records, preprocess.Preprocessing(size=128), megabytes)
     first = [source[i] for i in range(30)]
     assert len(records.reads) == 30
     second = [source[i] for i in range(30)]

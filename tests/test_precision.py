@@ -8,7 +8,7 @@ import optax
 import pytest
 import small_runs
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import preprocess
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training.checkpoint import Checkpoints
@@ -71,7 +71,7 @@ def test_float32_is_the_network_itself():
 def test_logits_are_near_those_of_float32():
     task, state = small_runs.task(small_runs.model_config(), "all")
     batch = small_runs.batch(seed=0)
-    x = images.scale(jnp.asarray(batch["image"]))
+    x = preprocess.scale(jnp.asarray(batch["image"]))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     rounded = precision.computing_in("bfloat16", task.apply)
     ours = rounded(variables, x, train=False)

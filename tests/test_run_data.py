@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import small_runs
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training import run_data, steps
 from fdftnet_jax.training.checkpoint import Checkpoints
 
-RESIZE = images.Preprocessing(size=small_runs.SIZE)
+RESIZE = preprocess.Preprocessing(size=small_runs.SIZE)
 
 
 def old_forgery(cache_dir, **changes):
@@ -138,7 +138,7 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
     config = small_runs.folder_config(cache_dir, tmp_path / "faces", "base")
     data = run_data.prepare(config, [])
     recwarn.clear()
-    crops = images.Preprocessing(view="crops", size=32, grid=2)
+    crops = preprocess.Preprocessing(view="crops", size=32, grid=2)
     source, validation = run_data.sources(data, config, crops)
     told = [str(w.message) for w in recwarn]
     assert len(told) == differ

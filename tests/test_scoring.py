@@ -11,7 +11,7 @@ import small_runs
 from PIL import Image
 from scipy import special
 
-from fdftnet_jax.data import images, past_runs
+from fdftnet_jax.data import images, past_runs, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import results, scoring
 from fdftnet_jax.models import registry
@@ -41,9 +41,9 @@ def forward(workdir, files):
     """Logits [n, 2] of the best checkpoint, one image file at a time."""
     with Checkpoints(workdir) as checkpoints:
         meta, variables = checkpoints.load_meta(), checkpoints.load_variables()
-    preprocessing = images.Preprocessing(**meta["preprocessing"])
+    preprocessing = preprocess.Preprocessing(**meta["preprocessing"])
     model = registry.build(meta["model"])
-    apply = jax.jit(lambda x: model.apply(variables, images.scale(x), train=False))
+    apply = jax.jit(lambda x: model.apply(variables, preprocess.scale(x), train=False))
     views = [preprocessing(images.decode(file))[None] for file in files]
     return np.concatenate([apply(view) for view in views]).astype(np.float64)
 

@@ -9,7 +9,7 @@ import pytest
 import small_runs
 from scipy import special
 
-from fdftnet_jax.data import augment, images
+from fdftnet_jax.data import augment, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import freezing, optimizer, steps
@@ -199,7 +199,7 @@ def evaluated():
     task, state = small_runs.task(FDFTNET, "head")
     _, eval_step = steps.pmap_steps(task)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = jax.jit(lambda x: task.apply(variables, images.scale(x), train=False))
+    forward = jax.jit(lambda x: task.apply(variables, preprocess.scale(x), train=False))
     return eval_step, variables, forward
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 import small_runs
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import preprocess
 from fdftnet_jax.models import fdftnet, registry
 from fdftnet_jax.training import optimizer, steps
 
@@ -74,7 +74,7 @@ def test_no_backward_pass_of_the_frozen_backbone_is_traced(backbone):
     }
     module = registry.get_backbone(backbone, axis_name=steps.AXIS)
     forward = functools.partial(module.apply, variables, train=False)
-    network_input = images.scale(batch["image"])
+    network_input = preprocess.scale(batch["image"])
     forward_only = traced(forward, network_input)
     features = jax.eval_shape(forward, network_input)
 
@@ -86,7 +86,7 @@ def test_no_backward_pass_of_the_frozen_backbone_is_traced(backbone):
     )
     rule = optimizer.create(small_runs.OPTIMIZER, lambda step: 0.05, mask)
     task = steps.Task(
-        alone.apply, images.scale, whole.augment, whole.l2, rule, mask, seed=0
+        alone.apply, preprocess.scale, whole.augment, whole.l2, rule, mask, seed=0
     )
     stats = {k: v for k, v in state.batch_stats.items() if k != "backbone"}
     own = steps.TrainState(state.step, head, stats, rule.init(head))

@@ -14,7 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, paper_sets, past_runs, pipeline
+from fdftnet_jax.data import (
+    forgery_faces,
+    paper_sets,
+    past_runs,
+    pipeline,
+    preprocess,
+)
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import steps
@@ -107,13 +113,13 @@ def score_dataset(
         meta = checkpoints.load_meta()
         variables = checkpoints.load_variables()
         step = checkpoints.best
-    preprocessing = images.Preprocessing.from_dict(meta["preprocessing"])
+    preprocessing = preprocess.Preprocessing.from_dict(meta["preprocessing"])
     records = dataset.source(split)
     source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
     model = registry.build(meta["model"])
     p_eval_step = steps.pmap_eval_step(
         precision.computing_in(meta["model"].get("dtype", "float32"), model.apply),
-        functools.partial(images.scale, scaling=preprocessing.scaling),
+        functools.partial(preprocess.scale, scaling=preprocessing.scaling),
     )
     devices = jax.device_count()
     batches = pipeline.eval_batches(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import counting, precision, registry
 from fdftnet_jax.training import freezing, initialization, optimizer, steps
@@ -98,7 +98,7 @@ def make_work(
     model = registry.build(described, axis_name=steps.AXIS)
     task = steps.Task(
         apply=precision.computing_in(config.dtype, model.apply),
-        scale=images.scale,
+        scale=preprocess.scale,
         augment=None,
         l2=registry.l2_weights(described),
         optimizer=optimizer.create(config.optimizer, schedule, mask),

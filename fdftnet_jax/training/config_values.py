@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from fdftnet_jax.data import faceforensics, images, paper_sets, splits, toy
+from fdftnet_jax.data import faceforensics, paper_sets, preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import freezing, run_data
@@ -54,8 +54,8 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.duplicates": ("error", "drop"),
     "data.family": ("both", *toy.FAMILIES),
     "data.train_split": ("train", "finetune"),
-    "data.view": images.VIEWS,
-    "data.scaling": ("", *images.SCALINGS),
+    "data.view": preprocess.VIEWS,
+    "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
     "class_balance": run_data.BALANCES,
     "trainable": freezing.PHASES,

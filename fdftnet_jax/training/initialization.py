@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from fdftnet_jax.data import images, paper_sets, splits
+from fdftnet_jax.data import paper_sets, preprocess, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import pretrained, registry
 from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
@@ -25,7 +25,7 @@ class Start:
 
     Attributes:
       variant: of the backbone (see `registry.get_backbone`).
-      scaling: of the images (see `images.scale`).
+      scaling: of the images (see `preprocess.scale`).
       trained_on: every data set of ours that the backbone has seen, the latest first.
       weights: the file that the backbone comes from in the end (see
         `pretrained.WeightsInfo`), None where it was trained from new weights.
@@ -64,7 +64,8 @@ def start(config: ml_collections.ConfigDict) -> Start:
         would be without a pre-trained backbone.
     """
     if not config.init_from:
-        if config.model.kind == "fdftnet" or config.trainable == "head":
+        probe = config.model.kind == "linear" and config.trainable == "head"
+        if config.model.kind == "fdftnet" or probe:
             raise UserError(
                 "a head is trained on a pre-trained backbone: give the workdir of "
                 "experiments.pretrain, or a file of weights, with "
@@ -98,7 +99,7 @@ def _run(config: ml_collections.ConfigDict) -> Start:
             f"{config.init_from} holds the backbone {name!r}, the config asks for "
             f"{config.model.backbone!r}: use the config of the same backbone"
         )
-    trained = images.Preprocessing.from_dict(meta["preprocessing"])
+    trained = preprocess.Preprocessing.from_dict(meta["preprocessing"])
     wanted = preprocessing(config, config.data.scaling or trained.scaling)
     # The view is a new run's own choice.
     if (trained.size, trained.scaling) != (wanted.size, wanted.scaling):
@@ -122,9 +123,9 @@ def _run(config: ml_collections.ConfigDict) -> Start:
 
 def preprocessing(
     config: ml_collections.ConfigDict, scaling: str
-) -> images.Preprocessing:
+) -> preprocess.Preprocessing:
     """The record of how images become the input of the config's network."""
-    return images.Preprocessing(
+    return preprocess.Preprocessing(
         view=config.data.view,
         size=config.data.size,
         scaling=scaling,

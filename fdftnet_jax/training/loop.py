@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fdftnet_jax import files
-from fdftnet_jax.data import augment, images, pipeline, splits
+from fdftnet_jax.data import augment, pipeline, preprocess, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import (
@@ -139,7 +139,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
             apply=precision.computing_in(
                 config.dtype, functools.partial(model.apply, **phase.options)
             ),
-            scale=functools.partial(images.scale, scaling=preprocessing.scaling),
+            scale=functools.partial(preprocess.scale, scaling=preprocessing.scaling),
             augment=_augmentation(config.augment),
             l2=registry.l2_weights(described),
             optimizer=rule,
@@ -200,8 +200,8 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     # Compile.
-    p_train_steps = [steps.pmap_train_step(task) for task in tasks]
-    p_eval_step = steps.pmap_eval_step(tasks[0].apply, tasks[0].scale)
+    p_steps = [steps.pmap_steps(task) for task in tasks]
+    p_train_steps, (p_eval_step, *_) = zip(*p_steps, strict=True)
     state = steps.replicate(state)
 
     # Loop.

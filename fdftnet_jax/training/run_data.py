@@ -11,7 +11,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, past_runs, pipeline, splits
+from fdftnet_jax.data import (
+    forgery_faces,
+    images,
+    past_runs,
+    pipeline,
+    preprocess,
+    splits,
+)
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training.processes import say
 
@@ -164,7 +171,7 @@ def describe(data: RunData) -> str:
 def sources(
     data: RunData,
     config: ml_collections.ConfigDict,
-    preprocessing: images.Preprocessing,
+    preprocessing: preprocess.Preprocessing,
 ) -> tuple[pipeline.Source, pipeline.Source]:
     """The training and the validation images as the network sees them.
 

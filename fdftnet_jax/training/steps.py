@@ -248,18 +248,13 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
 
 def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
     """The pmapped (train_steps, eval_step) over `devices`, by default all of them."""
-    p_train_step = pmap_train_step(task, devices)
-    return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
-
-
-def pmap_train_step(task: Task, devices: Sequence[jax.Device] | None = None):
-    """The pmapped train_steps alone."""
-    return jax.pmap(
+    p_train_step = jax.pmap(
         functools.partial(train_steps, task=task),
         axis_name=AXIS,
         devices=devices,
         donate_argnums=(0,),
     )
+    return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
 
 
 def pmap_eval_step(
