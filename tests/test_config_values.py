@@ -58,6 +58,22 @@ def test_a_wrong_value_says_what_is_allowed(name, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("release_epoch", 2, r"with trainable='all': expected trainable='head'"),
+        ("optimizer.l2_sp", 0.1, r"l2_sp is 0.1 with model.kind='classifier'"),
+        ("optimizer.backbone_rate", 0.5, r"--config.optimizer.backbone_rate=1$"),
+    ],
+)
+def test_a_value_that_would_do_nothing(name, value, message):
+    with pytest.raises(UserError, match=message):
+        config_values.check(changed(name, value))
+    config = finetune.get_config()
+    config.update_from_flattened_dict({name: value})
+    config_values.check(config)
+
+
 def test_whole_numbers_are_numbers():
     config_values.check(changed("optimizer.learning_rate", 1))
 

@@ -83,6 +83,23 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, allowed in _CHOICES.items():
         if (value := _value(config, name)) not in allowed:
             raise _wrong(name, value, " or ".join(repr(choice) for choice in allowed))
+    if config.release_epoch and config.trainable != "head":
+        raise UserError(
+            f"release_epoch is {config.release_epoch} with trainable="
+            f"{config.trainable!r}: expected trainable='head', which freezes the "
+            "backbone until then; give --config.trainable=head or "
+            "--config.release_epoch=0"
+        )
+    of_backbone = {"l2_sp": 0, "backbone_rate": 1}
+    for name, without in of_backbone.items():
+        value = config.optimizer[name]
+        if value != without and config.model.kind not in registry.ON_BACKBONE:
+            kinds = " or ".join(registry.ON_BACKBONE)
+            raise UserError(
+                f"optimizer.{name} is {value} with model.kind={config.model.kind!r}, "
+                f"which has no backbone below other layers: expected the kind {kinds}, "
+                f"or --config.optimizer.{name}={without}"
+            )
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> Any:
