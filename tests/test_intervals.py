@@ -272,6 +272,27 @@ def test_a_detector_does_not_differ_from_itself(metric):
     assert swapped["interval"] == pytest.approx([-v for v in back["interval"][::-1]])
 
 
+def test_seeds_are_averaged_in_every_resample():
+    """Three seeds are surer of it than one; the same one thrice is not."""
+    truth, ranking = sample(400, 1.5)
+    rng = np.random.default_rng(2)
+    first, second = (ranking + rng.normal(scale=s, size=(3, 400)) for s in (0.3, 0.8))
+    stacked = [np.stack([logits_of(r) for r in found]) for found in (first, second)]
+    found = intervals.paired_bootstrap(truth, *stacked)
+    single = [
+        intervals.paired_bootstrap(truth, a, b) for a, b in zip(*stacked, strict=True)
+    ]
+    for name in ("a", "b", "difference"):
+        mean = np.mean([one[name] for one in single])
+        assert found[name] == pytest.approx(mean, abs=1e-12)
+    low, high = found["interval"]
+    widths = [one["interval"][1] - one["interval"][0] for one in single]
+    assert high - low < min(widths)
+    thrice = [np.repeat(logits[:1], 3, axis=0) for logits in stacked]
+    repeated = intervals.paired_bootstrap(truth, *thrice)
+    assert repeated["interval"] == pytest.approx(single[0]["interval"], abs=1e-12)
+
+
 def test_a_metric_that_is_none():
     with pytest.raises(ValueError, match="Metric must be"):
         intervals.paired_bootstrap([0, 1], np.eye(2), np.eye(2), metric="loss")
