@@ -25,7 +25,7 @@ import cv2
 import ml_collections
 from tqdm import tqdm
 
-from fdftnet_jax import files
+from fdftnet_jax import checks, files
 from fdftnet_jax.data import splits, videos, workers
 from fdftnet_jax.data.face_detection import DETECTORS, FaceDetector
 from fdftnet_jax.data.video_crops import (
@@ -86,7 +86,8 @@ def prepare(
       Interrupted: at a signal; videos that were done stay.
     """
     start = time.monotonic()
-    _check(config, detectors)
+    choices = {"detector": detectors, "faces": ("largest", "all")}
+    checks.check(config, _RANGES, choices)
     detector = detectors[config.detector]
     rules = Rules(
         every=config.every,
@@ -141,8 +142,7 @@ def prepare(
     )
 
 
-# Field -> its type, its lowest and its highest value.
-_RANGES: dict[str, tuple[type, float, float]] = {
+_RANGES: checks.Ranges = {
     "every": (int, 1, math.inf),
     "max_frames": (int, 0, math.inf),
     "margin": (float, 0, 10),
@@ -150,29 +150,6 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "min_confidence": (float, 0, math.inf),
     "workers": (int, 0, math.inf),
 }
-
-
-def _check(
-    config: ml_collections.ConfigDict, detectors: dict[str, type[FaceDetector]]
-) -> None:
-    """Raises UserError for values that no preparation can have."""
-    for name, (kind, low, high) in _RANGES.items():
-        value = config[name]
-        number = isinstance(value, int if kind is int else int | float)
-        number = number and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            to = "or more" if high == math.inf else f"to {high}"
-            raise _wrong(name, value, f"{what}, {low} {to}")
-    for name, allowed in (("detector", detectors), ("faces", ("largest", "all"))):
-        if config[name] not in allowed:
-            raise _wrong(name, config[name], " or ".join(map(repr, allowed)))
-
-
-def _wrong(name: str, value: Any, expected: str) -> UserError:
-    return UserError(
-        f"{name} is {value!r}: expected {expected}; give it with --config.{name}=VALUE"
-    )
 
 
 def _tasks(source: str, output: Path) -> list[Task]:

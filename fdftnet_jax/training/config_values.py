@@ -6,13 +6,13 @@ from typing import Any
 
 import ml_collections
 
+from fdftnet_jax import checks
 from fdftnet_jax.data import faceforensics, paper_sets, preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
 from fdftnet_jax.training import freezing, run_data
 
-# Field -> its type, its lowest and its highest value.
-_RANGES: dict[str, tuple[type, float, float]] = {
+_RANGES: checks.Ranges = {
     "seed": (int, 0, 2**31 - 1),
     "batch_size": (int, 1, math.inf),
     "epochs": (int, 1, math.inf),
@@ -72,17 +72,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       config: all fields of `configs/base.py`. (The rules on a folder's paths and the
         names of backbones are checked where they are used.)
     """
-    for name, (kind, low, high) in _RANGES.items():
-        value = _value(config, name)
-        number = isinstance(value, int if kind is int else int | float)
-        number = number and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            to = "or more" if high == math.inf else f"to {high}"
-            raise _wrong(name, value, f"{what}, {low} {to}")
-    for name, allowed in _CHOICES.items():
-        if (value := _value(config, name)) not in allowed:
-            raise _wrong(name, value, " or ".join(repr(choice) for choice in allowed))
+    checks.check(config, _RANGES, _CHOICES)
     if config.release_epoch and config.trainable != "head":
         raise UserError(
             f"release_epoch is {config.release_epoch} with trainable="
@@ -100,21 +90,3 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"which has no backbone below other layers: expected the kind {kinds}, "
                 f"or --config.optimizer.{name}={without}"
             )
-
-
-def _value(config: ml_collections.ConfigDict, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        if part not in value:
-            raise UserError(
-                f"the config has no {name}: start from configs/base.py, whose "
-                "get_config() has every field"
-            )
-        value = value[part]
-    return value
-
-
-def _wrong(name: str, value: Any, expected: str) -> UserError:
-    return UserError(
-        f"{name} is {value!r}: expected {expected}; give it with --config.{name}=VALUE"
-    )
