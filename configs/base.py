@@ -59,8 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Images of the old forgery, per class, that are mixed with the training split, and
     # of its validation split with the validation split; 0 for none.
     config.data.replay = 0
-    # The folder of the old forgery; '' is what init_from was trained on last. One that
-    # init_from has not seen is split 60:10:30 into train, validation and test.
+    # The folder of the old forgery; '' is what init_from was trained on last. A folder
+    # that is new is split by its files, 60:10:30 into train, validation and test.
     config.data.replay_dir = ""
     # How a record becomes the network's input: 'resize' stretches the whole image,
     # 'crops' cuts windows at native resolution, anywhere in training, on a fixed grid
@@ -100,6 +100,8 @@ def get_config() -> ml_collections.ConfigDict:
     # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
     # .safetensors. '' starts pre-training from new weights; fdftnet needs one.
     config.init_from = ""
+    # Start from new weights all the same: init_from names the data of replay alone.
+    config.new_weights = False
     # What is trained: 'all', or 'head' (everything but the backbone).
     config.trainable = "all"
     # trainable=head: the epoch from which the backbone is trained, too; 0 for never.

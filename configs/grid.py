@@ -18,26 +18,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrain = open_fields(base.get_config())
     config.finetune = open_fields(base.get_config())
     config.both = open_fields(base.get_config())
-    # By data set, its folder and what section 4.2 sets for it: N and Cutout's beta.
-    # None keeps what the run's config file says.
+    # By data set, its folder, and N and Cutout's beta in place of those that
+    # configs/finetune.py has for it.
     config.data = ml_collections.ConfigDict(
         {
             "toy": _settings(),
             "folder": _settings(),
-            "pggan": _settings(num_blocks=2, cutout_beta=5),
-            "deepfakes": _settings(num_blocks=4, cutout_beta=10),
-            "face2face": _settings(num_blocks=4, cutout_beta=10),
-            "dfd": _settings(num_blocks=4, cutout_beta=10),
+            "pggan": _settings(),
+            "deepfakes": _settings(),
+            "face2face": _settings(),
+            "dfd": _settings(),
         }
     )
     return config
 
 
-def _settings(num_blocks: int | None = None, cutout_beta: int | None = None):
+def _settings():
     return {
         "dir": config_dict.placeholder(str),
-        "num_blocks": config_dict.FieldReference(num_blocks, field_type=int),
-        "cutout_beta": config_dict.FieldReference(cutout_beta, field_type=int),
+        "num_blocks": config_dict.placeholder(int),
+        "cutout_beta": config_dict.placeholder(int),
     }
 
 

@@ -20,26 +20,24 @@ import numpy as np
 from experiments import grid, phases
 from fdftnet_jax.errors import UserError
 
+# Share of the learning rate that a pre-trained backbone gets.
+_RATE = 0.2
+_FULL = {"model.kind": "linear", "trainable": "all", "release_epoch": 0}
 # Method -> what it changes in configs/finetune.py.
 METHODS: dict[str, dict[str, Any]] = {
-    # The default recipe.
-    "fdftnet": {},
-    # All of the backbone under a new linear layer.
-    "full_finetune": {"model.kind": "linear", "trainable": "all", "release_epoch": 0},
+    # The backbone released after two epochs, more slowly than the rest.
+    "fdftnet": {"release_epoch": 2, "optimizer.backbone_rate": _RATE},
+    # All of the backbone under a new linear layer, at the same rates.
+    "full_finetune": {**_FULL, "optimizer.backbone_rate": _RATE},
     # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.
     "paper": {"release_epoch": 0},
-    # The default recipe with the backbone frozen to the end.
+    # The backbone frozen to the end.
     "frozen": {"release_epoch": 0},
     "linear_probe": {"model.kind": "linear", "release_epoch": 0},
     # Full fine-tuning with a pull to the pre-trained weights.
-    "l2_sp": {
-        "model.kind": "linear",
-        "trainable": "all",
-        "release_epoch": 0,
-        "optimizer.l2_sp": 0.01,
-    },
-    # The same network as full fine-tuning, from new weights.
-    "scratch": {"model.kind": "linear", "trainable": "all", "release_epoch": 0},
+    "l2_sp": {**_FULL, "optimizer.backbone_rate": _RATE, "optimizer.l2_sp": 0.01},
+    # The same network as full fine-tuning, from new weights, all at one rate.
+    "scratch": {**_FULL, "new_weights": True},
 }
 # What the others are measured against.
 REFERENCE = "full_finetune"
@@ -70,6 +68,9 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
     Raises:
       UserError: no seed of any method, or a replay that is no number.
     """
+    from fdftnet_jax.models import registry
+
+    registry.get_backbone(config.backbone)
     replays = [_number(text) for text in phases.names(config.replays, "replays")]
     seeds = max(config.seeds.values())
     if seeds < 1 or min(config.seeds.values()) < 0:
@@ -81,9 +82,7 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
     for replay in replays:
         for method in METHODS:
             number = config.seeds[method]
-            # New weights have no old forgery of their own: it is named by its folder.
-            nameless = method == "scratch" and replay > 0 and not config.old.dir
-            if number and not nameless:
+            if number:
                 cells[method, replay] = [
                     _adaptation(config, method, replay, base)
                     for base in cells[BASE, 0][:number]
@@ -114,13 +113,12 @@ def _adaptation(
         config = config.copy_and_resolve_references()
         config.recipe = "paper"
     changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
-    if method == "scratch" and replay:
-        changes["data.replay_dir"] = base.config.data.dir
     seed = base.config.seed
     made = phases.phase_config(
         config, "finetune", config.backbone, config.new.name, seed, changes
     )
-    after = "" if method == "scratch" else base.name
+    # New weights need the pre-training for its data alone.
+    after = base.name if replay or method != "scratch" else ""
     name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
     return grid.Run(name, made, after, _scored(config))
 
@@ -179,9 +177,16 @@ def _row(
         found = grid.scores(outcomes, runs, title)
         return [tables.figure(scores, metric)[0] for scores in found]
 
-    bases = [run for run in cells[BASE, 0] if run.config.seed in _seeds(done)]
-    before = of(OLD, "auc", bases)
-    forgotten = [b - a for b, a in zip(before, of(OLD, "auc"), strict=True)]
+    before = {
+        run.config.seed: of(OLD, "auc", [run])[0]
+        for run in cells[BASE, 0]
+        if OLD in outcomes[run.name].scores
+    }
+    forgotten = [
+        before[run.config.seed] - of(OLD, "auc", [run])[0]
+        for run in done
+        if run.config.seed in before
+    ]
     minutes = [outcomes[run.name].seconds / 60 for run in done]
     row = {
         "method": method,
@@ -200,10 +205,6 @@ def _row(
     row["minutes"] = f"{np.mean(minutes):.1f}"
     row["seeds"] = f"{len(done)}" + f" of {len(runs)}" * (len(done) < len(runs))
     return row
-
-
-def _seeds(runs: Sequence[grid.Run]) -> list[int]:
-    return [run.config.seed for run in runs]
 
 
 def _trained(outcomes: grid.Outcomes, runs: Sequence[grid.Run]) -> int:
@@ -231,6 +232,8 @@ def _against(
         return "-"
     read = [[_scores(path) for path in pair] for pair in pairs]
     labels, groups, _ = read[0][0]
+    if any((found[0], found[1]) != (labels, groups) for pair in read for found in pair):
+        return "other images"
     own, other = (np.stack([pair[k][2] for pair in read]) for k in (0, 1))
     found = intervals.paired_bootstrap(labels, own, other, groups)
     low, high = found["interval"]
@@ -240,13 +243,13 @@ def _against(
     )
 
 
-def _scores(json_path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+def _scores(json_path: Path) -> tuple[list[int], list[str], np.ndarray]:
     """Labels [n], groups [n] and logits [n, 2] of an evaluation, sorted by path."""
     path = json_path.with_name(f"{json_path.stem}_scores.csv")
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["path"])
     logits = np.array([[0.0, float(row["logit"])] for row in rows])
-    labels = np.array([int(row["label"]) for row in rows])
+    labels = [int(row["label"]) for row in rows]
     return labels, [row["group"] for row in rows], logits
 
 

@@ -12,6 +12,7 @@ reached. The same command goes on where it stopped: a finished training is not b
 again, a score that is there is not computed again, a run that failed is tried again.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -101,7 +102,7 @@ def command(prepare: Prepare, default_config: str, default_workdir: str) -> None
         runs, write = prepare(flags.FLAGS.config, Path(workdir.value))
         make(runs, workdir.value, write, dry_run=dry_run.value)
 
-    launch.run(main, default_config)
+    launch.run(main, default_config, fields=default_config.partition(":")[0])
 
 
 def execute(
@@ -111,8 +112,8 @@ def execute(
 ) -> Outcomes:
     """Makes all runs that are not there yet, in their order.
 
-    A run that raises UserError is recorded with its reason, and so are those that start
-    from it; the others go on.
+    A run that raises UserError or runs out of memory is recorded with its reason, and
+    so are those that start from it; the others go on.
 
     Args:
       runs: of different names.
@@ -130,6 +131,8 @@ def execute(
     from fdftnet_jax.training.processes import say
 
     runs, outcomes = _begin(runs, Path(workdir))
+    with _writing(Path(workdir)):
+        Path(workdir).mkdir(parents=True, exist_ok=True)
     left = _left(runs, outcomes)
     for index, run in enumerate(left):
         outcome = outcomes[run.name]
@@ -285,7 +288,6 @@ def _load(run: Run, workdir: Path) -> Outcome:
 
 def _write(run: Run, outcome: Outcome, workdir: Path) -> None:
     directory = workdir / run.name
-    directory.mkdir(parents=True, exist_ok=True)
     saved = {
         "schema_version": SCHEMA_VERSION,
         "finished": outcome.finished,
@@ -300,7 +302,16 @@ def _write(run: Run, outcome: Outcome, workdir: Path) -> None:
             for title, path in outcome.files.items()
         },
     }
-    files.write_atomic(directory / "outcome.json", json.dumps(saved, indent=2) + "\n")
+    text = json.dumps(saved, indent=2) + "\n"
+    with _writing(workdir):
+        directory.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(directory / "outcome.json", text)
+
+
+def _writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """A disk that is full or cannot be written to is one line for the user."""
+    advice = "free space or give another --workdir, and give the same command again"
+    return files.writing("the outcome of a run", workdir, 10**6, advice)
 
 
 def _left(runs: Sequence[Run], outcomes: Outcomes) -> list[Run]:
@@ -334,20 +345,25 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
                 meta = checkpoints.load_meta()
             outcome.trained_parameters = meta["trained_parameters"]
             outcome.finished = True
-        calibrated = calibration.for_run(directory)
+        options = calibration.Options.of(run.config.to_dict())
+        calibrated = calibration.for_run(directory, options)
         for title in _missing(run, outcome):
             scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
-            report = results.report(scores, calibrated)
-            path, _ = results.write(report, scores, calibrated, directory)
-            if path in outcome.files.values():
+            if results.path(scores, directory) in outcome.files.values():
                 raise UserError(
                     f"two data sets that {run.name} is scored on are called "
                     f"{scores.dataset!r}: rename the folder of one of them"
                 )
+            report = results.report(scores, calibrated)
+            path, _ = results.write(report, scores, calibrated, directory)
             outcome.files[title] = path
             outcome.scores[title] = json.loads(path.read_text())
     except UserError as error:
         outcome.failure = str(error)
+    # Out of memory, most of all: a smaller backbone may still fit.
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        first = str(error).partition("\n")[0]
+        outcome.failure = f"{type(error).__name__}: {first}"
     finally:
         outcome.seconds += time.monotonic() - began
         _write(run, outcome, workdir)

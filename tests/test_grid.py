@@ -69,9 +69,9 @@ def made(monkeypatch, tmp_path):
     found = Made(tmp_path)
     monkeypatch.setattr(loop, "train_and_evaluate", found.train)
     monkeypatch.setattr(checkpoint, "Checkpoints", found.checkpoints)
-    monkeypatch.setattr(calibration, "for_run", lambda directory: None)
+    monkeypatch.setattr(calibration, "for_run", lambda *_: None)
     monkeypatch.setattr(scoring, "score_split", found.score)
-    monkeypatch.setattr(calibration, "for_run", lambda directory: None)
+    monkeypatch.setattr(calibration, "for_run", lambda *_: None)
     return found
 
 

@@ -92,16 +92,9 @@ def test_later_values_replace_earlier_ones():
     ("dataset", "expected"),
     [("pggan", (2, 3, 5)), ("deepfakes", (4, 3, 10)), ("face2face", (4, 3, 10))],
 )
-@pytest.mark.parametrize("recipe", ["default", "paper"])
-def test_settings_of_the_paper_s_data_sets(recipe, dataset, expected, monkeypatch):
-    def parse(argument):
-        config = base.get_config()
-        return config, argument.endswith("paper")
-
-    # Whether these names are known is for configs/base.py to say.
-    monkeypatch.setattr(finetune.base, "parse", parse)
+def test_settings_of_the_paper_s_data_sets(dataset, expected):
     config = grid.get_config()
-    config.recipe = recipe
+    config.recipe = "paper"
     made = phases.phase_config(config, "finetune", "squeezenet", dataset, 0)
     augment = made.augment
     found = (made.model.num_blocks, augment.cutout_alpha, augment.cutout_beta)

@@ -28,6 +28,15 @@ def data_config(
         if run["directory"] == directory and paper_sets.share_images(
             data.get("name", name), name
         ):
-            return ml_collections.ConfigDict({**run["data"], **data})
+            return _replaced(run["data"], data)
     rules = {"name": "folder", "group_by": "file", "generator_by": "folder"}
-    return ml_collections.ConfigDict({**latest["data"], **rules, **data})
+    return _replaced({**latest["data"], **rules}, data)
+
+
+def _replaced(old: dict[str, Any], new: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Fields replaced, those of a sub-section one by one."""
+    merged = dict(old)
+    for name, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(name), dict)
+        merged[name] = {**old[name], **value} if both else value
+    return ml_collections.ConfigDict(merged)

@@ -143,7 +143,7 @@ def binary_metrics(labels: npt.ArrayLike, logits: npt.ArrayLike) -> dict[str, An
         "average_precision": float(metrics.average_precision_score(truth, values)),
         "eer": float(np.interp(0.0, excess, false_positive)),
         **{
-            f"tpr_at_fpr_{bound}": float(true_positive[false_positive <= bound].max())
+            f"tpr_at_fpr_{bound}": tpr_at_fpr(truth, values, bound)
             for bound in FPR_BOUNDS
         },
         "loss": float(losses(truth, values).mean()),

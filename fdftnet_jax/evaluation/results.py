@@ -126,6 +126,15 @@ def report(
     }
 
 
+def path(scores: scoring.Scores, workdir: str | os.PathLike[str]) -> Path:
+    """Where the report of a scored split is written (see `write`)."""
+    name = scores.dataset
+    if not scores.own and scores.directory:
+        digest = hashlib.sha256(os.fsencode(scores.directory)).hexdigest()
+        name = f"{name}-{digest[:8]}"
+    return Path(workdir) / "evaluation" / f"{name}-{scores.split}.json"
+
+
 def write(
     report: dict[str, Any],
     scores: scoring.Scores,
@@ -144,12 +153,8 @@ def write(
     Raises:
       UserError: the disk is full or read-only.
     """
-    name = scores.dataset
-    if not scores.own and scores.directory:
-        digest = hashlib.sha256(os.fsencode(scores.directory)).hexdigest()
-        name = f"{name}-{digest[:8]}"
-    directory = Path(workdir) / "evaluation"
-    stem = f"{name}-{scores.split}"
+    json_path = path(scores, workdir)
+    directory, stem = json_path.parent, json_path.stem
     rows = figures.Rows.of(scores)
     described = [
         [record[k] for k in ("path", "group", "generator", "label")]

@@ -58,6 +58,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
     "class_balance": run_data.BALANCES,
+    "new_weights": (False, True),
     "trainable": freezing.PHASES,
     "dtype": precision.DTYPES,
     "calibration.rule": ("eer", "fpr"),
@@ -79,6 +80,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{config.trainable!r}: expected trainable='head', which freezes the "
             "backbone until then; give --config.trainable=head or "
             "--config.release_epoch=0"
+        )
+    if config.data.replay_dir and not config.data.replay:
+        raise UserError(
+            f"data.replay_dir is {config.data.replay_dir!r} with data.replay=0: "
+            "expected a number of images per class; give for example "
+            "--config.data.replay=200"
         )
     of_backbone = {"l2_sp": 0, "backbone_rate": 1}
     for name, without in of_backbone.items():

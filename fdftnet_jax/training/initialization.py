@@ -116,8 +116,9 @@ def _run(config: ml_collections.ConfigDict) -> Start:
         _check_same_splits(run, config)
     if meta["model"]["kind"] in registry.ON_BACKBONE:
         variables = {name: tree.get("backbone", {}) for name, tree in variables.items()}
+    backbone = None if config.new_weights else variables
     return dataclasses.replace(
-        Start.of(meta, own=False), backbone=variables, path=config.init_from
+        Start.of(meta, own=False), backbone=backbone, path=config.init_from
     )
 
 

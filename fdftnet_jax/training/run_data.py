@@ -110,8 +110,9 @@ def prepare(
     validation = [_drawn(dataset, "validation", 0, config.seed)]
     replay, replayed = "", []
     if config.data.replay:
-        old, described = _old(config, trained_on)
-        train.append(_drawn(old, "train", config.data.replay, config.seed))
+        old, described = _old(config, trained_on, dataset.directory)
+        seen = described["data"]["train_split"]
+        train.append(_drawn(old, seen, config.data.replay, config.seed))
         validation.append(_drawn(old, "validation", config.data.replay, config.seed))
         replay = described["dataset"]
         if replay not in [run["dataset"] for run in trained_on]:
@@ -120,17 +121,22 @@ def prepare(
 
 
 def _old(
-    config: ml_collections.ConfigDict, trained_on: list[dict[str, Any]]
+    config: ml_collections.ConfigDict,
+    trained_on: list[dict[str, Any]],
+    directory: str,
 ) -> tuple[forgery_faces.FaceDataset, dict[str, Any]]:
     """The data set of replay, and what a checkpoint tells of it."""
     # Where it is prepared is this machine's matter.
-    changes = {"train_split": "train", "cache_dir": config.data.cache_dir}
+    changes: dict[str, Any] = {"cache_dir": config.data.cache_dir}
     if config.data.replay_dir:
         changes["dir"] = config.data.replay_dir
-        directory = splits.resolve(config.data.replay_dir)
-        if directory not in [run["directory"] for run in trained_on]:
-            changes["fractions"] = _REPLAY_FRACTIONS
-            trained_on = [{"data": config.data.to_dict(), "directory": None}]
+        own = {"data": config.data.to_dict(), "directory": directory}
+        known = [*trained_on, own]
+        asked = splits.resolve(config.data.replay_dir)
+        if asked not in [run["directory"] for run in known]:
+            changes |= {"fractions": _REPLAY_FRACTIONS, "train_split": "train"}
+        # The weights may have seen the run's own folder, split as it is now.
+        trained_on = known
     elif not trained_on:
         raise UserError(
             "replay draws from the data that the pre-trained weights have seen, and a "
@@ -138,7 +144,7 @@ def _old(
             "--config.data.replay_dir=PATH"
         )
     data = past_runs.data_config(trained_on, changes)
-    needed = ("train", "validation")
+    needed = (data.train_split, "validation")
     dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)
     return dataset, {
         "data": data.to_dict(),
@@ -251,6 +257,8 @@ def _warn_of_sizes(data: RunData) -> None:
             found = sides[record["label"]]
             if len(found) < _MEASURED:
                 found.append(min(images.png_size(record["image"])))
+            if all(len(found) == _MEASURED for found in sides.values()):
+                break
         real, fake = (statistics.median(found) for found in sides.values())
         if max(real, fake) > _SCALE * min(real, fake):
             warnings.warn(
