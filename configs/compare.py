@@ -4,9 +4,9 @@ r"""Ways to adapt a pre-trained backbone to a new forgery, on the same data and 
         --config.old.dir=OLD --config.new.dir=NEW --workdir=runs/compare
 
 The argument is `BACKBONE,DATA`. Without one it compares on the toy's two families with
-SqueezeNet, 28 runs, about two hours on two CPU cores. A backbone is pre-trained on the
-old forgery for each seed; every method adapts it to the new one, with and without
-replay of old images, and is scored on the test splits of both.
+SqueezeNet in 29 runs, by estimate two hours on two CPU cores. A backbone is pre-trained
+on the old forgery for each seed; every method adapts it to the new one, with and
+without replay of old images, and is scored on the test splits of both.
 """
 
 import ml_collections

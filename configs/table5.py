@@ -2,8 +2,8 @@ r"""Table 5 of the paper, or a part of it.
 
     python -m experiments.table5 --config=configs/table5.py
 
-Four backbones on the toy with one seed, eight runs, about 3 hours on two CPU cores;
-`--config.backbones=squeezenet` takes a quarter of an hour. The paper's own case needs
+Four backbones on the toy with one seed, eight runs, by estimate 3 hours on two CPU
+cores, a quarter of one with `--config.backbones=squeezenet`. The paper's own case needs
 its data and GPUs:
 
     python -m experiments.table5 --config=configs/table5.py --config.recipe=paper \

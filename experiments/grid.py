@@ -5,19 +5,18 @@ An experiment lists its runs and has them made:
     base = phases.pretraining(config, "squeezenet", "toy", seed=0)
     tuned = phases.finetuning(config, base, "fdftnet")
     outcomes = grid.execute([base, tuned], workdir)
-    outcomes[tuned.name].scores["test"]["auc"]
+    outcomes[tuned.name].scores["test"]["figures"]["auc"]["value"]
 
 `WORKDIR/<name>/` is a run's workdir like any other; its `outcome.json` says what was
 reached. The same command goes on where it stopped: a finished training is not begun
 again, a score that is there is not computed again, a run that failed is tried again.
 """
 
-import contextlib
 import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,59 +24,21 @@ import ml_collections
 from absl import flags
 
 from experiments import launch
-from fdftnet_jax import files
+from experiments.outcomes import (
+    TEST,
+    Outcome,
+    Outcomes,
+    Run,
+    load,
+    missing,
+    writing,
+)
+from experiments.outcomes import write as write_outcome
 from fdftnet_jax.errors import UserError
 
 # The flags belong to the experiment that calls, whose --help then lists them.
 flags.disclaim_key_flags()
 
-SCHEMA_VERSION = 1
-TEST = "test"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One training of a grid.
-
-    Attributes:
-      name: its folder below the grid's, and its name for the user.
-      config: all fields of `configs/base.py`; `execute` sets `init_from` where there
-        is `after`.
-      after: name of the run, earlier in the list, whose backbone this one starts from.
-      scored: what its best checkpoint is scored on: for each title the fields of
-        `config.data` that replace the run's own; always the test split.
-    """
-
-    name: str
-    config: ml_collections.ConfigDict
-    after: str = ""
-    scored: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-        default_factory=lambda: {TEST: {}}
-    )
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What is known of a run.
-
-    Attributes:
-      finished: whether its training is.
-      scores: for each title what `evaluation/<dataset>-<split>.json` holds.
-      files: for each title the path of that file; `..._scores.csv` lies beside it.
-      trained_parameters: how many the training changes, in its last epoch.
-      failure: why the run failed, '' where it did not.
-      seconds: spent on it so far.
-    """
-
-    finished: bool = False
-    scores: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    files: dict[str, Path] = dataclasses.field(default_factory=dict)
-    trained_parameters: int = 0
-    failure: str = ""
-    seconds: float = 0.0
-
-
-Outcomes = dict[str, Outcome]
 # From the flags' config and workdir: the runs of a grid, and a function that writes
 # the results that are there and returns them as text.
 Prepare = Callable[
@@ -131,7 +92,7 @@ def execute(
     from fdftnet_jax.training.processes import say
 
     runs, outcomes = _begin(runs, Path(workdir))
-    with _writing(Path(workdir)):
+    with writing(Path(workdir)):
         Path(workdir).mkdir(parents=True, exist_ok=True)
     left = _left(runs, outcomes)
     for index, run in enumerate(left):
@@ -141,7 +102,7 @@ def execute(
         say(f"\n[{number}/{len(runs)}] {run.name}{time_left}")
         if run.after and not outcomes[run.after].finished:
             outcome.failure = f"it starts from {run.after}, which failed"
-            _write(run, outcome, Path(workdir))
+            write_outcome(run, outcome, Path(workdir))
         else:
             _make(run, outcome, Path(workdir))
         if outcome.failure:
@@ -195,7 +156,7 @@ def plan(runs: Sequence[Run], workdir: str | Path) -> str:
         elif outcome.failure:
             state = f"failed, to be tried again: {outcome.failure}"
         elif outcome.finished:
-            state = f"trained; to be scored: {', '.join(_missing(run, outcome))}"
+            state = f"trained; to be scored: {', '.join(missing(run, outcome))}"
         elif epochs:
             state = f"begun: {epochs} of at most {run.config.epochs} epochs"
         else:
@@ -248,7 +209,7 @@ def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
         if run.name in outcomes:
             raise ValueError(f"Two runs are called {run.name}.")
         run = dataclasses.replace(run, config=config)
-        outcome = _load(run, workdir)
+        outcome = load(run, workdir)
         directory = workdir / run.name
         if outcome.finished:
             # Nothing is read from there any more, and the grid may have been moved.
@@ -262,70 +223,13 @@ def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
     return linked, outcomes
 
 
-def _load(run: Run, workdir: Path) -> Outcome:
-    """What is known of a run, of its scores those that it is asked for."""
-    directory = workdir / run.name
-    path = directory / "outcome.json"
-    if not path.exists():
-        return Outcome()
-    saved = json.loads(path.read_text())
-    outcome = Outcome(
-        finished=saved["finished"],
-        trained_parameters=saved["trained_parameters"],
-        failure=saved["failure"],
-        seconds=saved["seconds"],
-    )
-    for title, data in run.scored.items():
-        found = saved["scores"].get(title)
-        if found and found["data"] == data and (directory / found["file"]).exists():
-            outcome.files[title] = directory / found["file"]
-            outcome.scores[title] = json.loads(outcome.files[title].read_text())
-    if outcome.finished and not _missing(run, outcome):
-        # It failed in a score that is no longer asked for.
-        outcome.failure = ""
-    return outcome
-
-
-def _write(run: Run, outcome: Outcome, workdir: Path) -> None:
-    directory = workdir / run.name
-    saved = {
-        "schema_version": SCHEMA_VERSION,
-        "finished": outcome.finished,
-        "trained_parameters": outcome.trained_parameters,
-        "failure": outcome.failure,
-        "seconds": outcome.seconds,
-        "scores": {
-            title: {
-                "data": dict(run.scored[title]),
-                "file": path.relative_to(directory).as_posix(),
-            }
-            for title, path in outcome.files.items()
-        },
-    }
-    text = json.dumps(saved, indent=2) + "\n"
-    with _writing(workdir):
-        directory.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(directory / "outcome.json", text)
-
-
-def _writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """A disk that is full or cannot be written to is one line for the user."""
-    advice = "free space or give another --workdir, and give the same command again"
-    return files.writing("the outcome of a run", workdir, 10**6, advice)
-
-
 def _left(runs: Sequence[Run], outcomes: Outcomes) -> list[Run]:
     """The runs whose training or scores are not all there."""
     return [
         run
         for run in runs
-        if not outcomes[run.name].finished or _missing(run, outcomes[run.name])
+        if not outcomes[run.name].finished or missing(run, outcomes[run.name])
     ]
-
-
-def _missing(run: Run, outcome: Outcome) -> list[str]:
-    """The titles of the scores that a run lacks."""
-    return [title for title in run.scored if title not in outcome.scores]
 
 
 def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
@@ -347,7 +251,7 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
             outcome.finished = True
         options = calibration.Options.of(run.config.to_dict())
         calibrated = calibration.for_run(directory, options)
-        for title in _missing(run, outcome):
+        for title in missing(run, outcome):
             scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
             if results.path(scores, directory) in outcome.files.values():
                 raise UserError(
@@ -366,7 +270,7 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
         outcome.failure = f"{type(error).__name__}: {first}"
     finally:
         outcome.seconds += time.monotonic() - began
-        _write(run, outcome, workdir)
+        write_outcome(run, outcome, workdir)
         # What was compiled for this run would stay in memory to the end of the grid.
         jax.clear_caches()
 

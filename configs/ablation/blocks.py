@@ -2,7 +2,7 @@
 
     python -m experiments.ablate --config=configs/ablation/blocks.py
 
-Five runs a seed, about 2.5 hours on two CPU cores with the default 3 seeds.
+Five runs a seed, by estimate 2.5 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections

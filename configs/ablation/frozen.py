@@ -2,7 +2,7 @@
 
     python -m experiments.ablate --config=configs/ablation/frozen.py
 
-Four runs a seed, about 2 hours on two CPU cores with the default 3 seeds. All are
+Four runs a seed, by estimate 2 hours on two CPU cores with the default 3 seeds. All are
 fine-tuned at the same learning rate.
 """
 

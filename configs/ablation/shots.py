@@ -2,8 +2,8 @@
 
     python -m experiments.ablate --config=configs/ablation/shots.py
 
-Six runs a seed, about an hour on two CPU cores with the default 3 seeds. All train
-for as many epochs, so fewer images mean fewer steps.
+Six runs a seed, by estimate an hour on two CPU cores with the default 3 seeds. All
+train for as many epochs, so fewer images mean fewer steps.
 """
 
 import ml_collections

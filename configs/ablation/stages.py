@@ -2,7 +2,7 @@
 
     python -m experiments.ablate --config=configs/ablation/stages.py
 
-Six runs a seed, about 3 hours on two CPU cores with the default 3 seeds.
+Six runs a seed, by estimate 3 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections

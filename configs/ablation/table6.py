@@ -5,7 +5,7 @@ r"""Table 6 of the paper: FDFtNet with and without its Fine-Tune Transformer.
         --config.recipe=paper
 
 That is the paper's case. Without these options it is Xception on the toy, three runs a
-seed, about 3.5 hours on two CPU cores with the default 3 seeds.
+seed, by estimate 3.5 hours on two CPU cores with the default 3 seeds.
 """
 
 import ml_collections
