@@ -59,8 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Images of the old forgery, per class, that are mixed with the training split, and
     # of its validation split with the validation split; 0 for none.
     config.data.replay = 0
-    # The folder of the old forgery; '' is what init_from was trained on last. A folder
-    # that is new is split by its files, 60:10:30 into train, validation and test.
+    # The folder of the old forgery; '' is what init_from was trained on last. (Where it
+    # names no other data set than the run's own, there is no replay.) A folder that is
+    # new is split by its files, 60:10:30 into train, validation and test.
     config.data.replay_dir = ""
     # How a record becomes the network's input: 'resize' stretches the whole image,
     # 'crops' cuts windows at native resolution, anywhere in training, on a fixed grid
@@ -105,6 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     # What is trained: 'all', or 'head' (everything but the backbone).
     config.trainable = "all"
     # trainable=head: the epoch from which the backbone is trained, too; 0 for never.
+    # trainable=all trains it from the start.
     config.release_epoch = 0
     # Classes of unequal number: 'weights' of the loss or 'batches' with as many of each
     # count both the same, and so does the validation loss then; 'none' does nothing.

@@ -1,12 +1,14 @@
-"""Fine-tunes FDFtNet on a frozen, pre-trained backbone with a few shots per class.
+"""Fine-tunes FDFtNet on a pre-trained backbone with a few shots per class of a forgery.
 
     python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
         --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
 
 The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in
-learning rate, warm-up, batch and length. `paper` follows it to the letter. N and Cutout
-are those of the data set: `deepfakes`, `face2face` and `dfd` have N = 4 and beta = 10;
-`pggan` and all others beta = 5 and, with `paper`, N = 2.
+learning rate, warm-up, batch and length; the backbone is frozen for two epochs and then
+trained at a fifth of the learning rate; and images of the old forgery are mixed in.
+`paper` follows it to the letter. N and Cutout are those of the data set: `deepfakes`,
+`face2face` and `dfd` have N = 4 and beta = 10; `pggan` and all others beta = 5 and,
+with `paper`, N = 2.
 """
 
 import ml_collections
@@ -34,6 +36,9 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
         config.optimizer.learning_rate = 0.05
         config.optimizer.warmup_epochs = 2.0
         config.optimizer.clip_norm = 1.0
+        config.release_epoch = 2
+        config.optimizer.backbone_rate = 0.2
+        config.data.replay = 200
         config.batch_size = 32
         config.epochs = 60
     return config

@@ -20,24 +20,22 @@ import numpy as np
 from experiments import grid, phases
 from fdftnet_jax.errors import UserError
 
-# Share of the learning rate that a pre-trained backbone gets.
-_RATE = 0.2
 _FULL = {"model.kind": "linear", "trainable": "all", "release_epoch": 0}
 # Method -> what it changes in configs/finetune.py.
 METHODS: dict[str, dict[str, Any]] = {
-    # The backbone released after two epochs, more slowly than the rest.
-    "fdftnet": {"release_epoch": 2, "optimizer.backbone_rate": _RATE},
+    # The default: the backbone released after two epochs, more slowly than the rest.
+    "fdftnet": {},
     # All of the backbone under a new linear layer, at the same rates.
-    "full_finetune": {**_FULL, "optimizer.backbone_rate": _RATE},
+    "full_finetune": _FULL,
     # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.
-    "paper": {"release_epoch": 0},
+    "paper": {},
     # The backbone frozen to the end.
     "frozen": {"release_epoch": 0},
     "linear_probe": {"model.kind": "linear", "release_epoch": 0},
     # Full fine-tuning with a pull to the pre-trained weights.
-    "l2_sp": {**_FULL, "optimizer.backbone_rate": _RATE, "optimizer.l2_sp": 0.01},
+    "l2_sp": {**_FULL, "optimizer.l2_sp": 0.01},
     # The same network as full fine-tuning, from new weights, all at one rate.
-    "scratch": {**_FULL, "new_weights": True},
+    "scratch": {**_FULL, "new_weights": True, "optimizer.backbone_rate": 1.0},
 }
 # What the others are measured against.
 REFERENCE = "full_finetune"

@@ -1,4 +1,4 @@
-r"""Fine-tunes FDFtNet on the frozen backbone of a pre-training run.
+r"""Fine-tunes FDFtNet on the backbone of a pre-training run.
 
     python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
         --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft

@@ -137,6 +137,9 @@ def config(cache_dir, init_from="", /, **changes):
     if init_from:
         made.init_from = str(init_from)
         made.data.shots = 12
+        # One compiled step, and one data set.
+        made.release_epoch = 0
+        made.data.replay = 0
     made.update_from_flattened_dict(changes)
     return made.lock()
 

@@ -21,6 +21,7 @@ def small_config(cache_dir):
     config.seeds = 2
     config.label = "M, stages"
     config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    config.finetune.release_epoch = 0
     config.both.epochs = 1
     config.finetune.data.shots = 12
     return config
@@ -113,6 +114,7 @@ def test_as_a_command(finished, cache_dir):
         "--config.levels=0,1",
         "--config.seeds=2",
         "--config.finetune.data.shots=12",
+        "--config.finetune.release_epoch=0",
         *[f"--config.both.{field}={value}" for field, value in given.items()],
         f"--workdir={workdir}",
     ]

@@ -61,7 +61,6 @@ def test_a_wrong_value_says_what_is_allowed(name, value, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("release_epoch", 2, r"with trainable='all': expected trainable='head'"),
         ("optimizer.l2_sp", 0.1, r"l2_sp is 0.1 with model.kind='classifier'"),
         ("optimizer.backbone_rate", 0.5, r"--config.optimizer.backbone_rate=1$"),
     ],

@@ -91,6 +91,8 @@ PRETRAINING = {
 FINE_TUNING = {
     "model.kind": "fdftnet",
     "trainable": "head",
+    "release_epoch": 0,
+    "data.replay": 0,
     "data.train_split": "finetune",
     "data.shots": 1000,
     "model.num_blocks": 2,
@@ -158,6 +160,9 @@ def test_defaults_differ_from_the_paper_only_where_they_say_so(module):
         "batch_size",
         "epochs",
         "model.num_blocks",
+        "release_epoch",
+        "optimizer.backbone_rate",
+        "data.replay",
     }
     assert flat(module.get_config()) == default
 

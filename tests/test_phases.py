@@ -196,7 +196,7 @@ def test_what_the_ablations_are():
     assert found["table6"] == [(0,), (3,)]
     assert found["stages"] == [(0,), (1,), (2,), (3,), (4,)]
     assert found["blocks"] == [(1,), (2,), (3,), (4,)]
-    assert found["frozen"] == [("head", 0), ("head", 20), ("all", 0)]
+    assert found["frozen"] == [("head", 0), ("head", 2), ("all", 0)]
     assert found["shots"] == [(10,), (30,), (100,), (300,), (1000,)]
     assert {(0, 5), (3, 5), (3, 10)} <= set(found["cutout"])
 

@@ -84,10 +84,41 @@ def test_replay_of_a_folder_that_is_named(cache_dir, tmp_path):
         assert described["data"]["train_split"] == "train"
 
 
-def test_replay_without_a_named_folder_needs_a_run(cache_dir):
+def test_without_other_data_that_the_weights_have_seen_there_is_no_replay(
+    cache_dir, tmp_path, capsys
+):
+    """Neither where a file of weights names none, nor on the same data set."""
+    folder = small_runs.write_folder(tmp_path / "faces")
+    toy = small_runs.config(cache_dir, "base", **{"data.replay": 2})
+    own = small_runs.folder_config(cache_dir, folder, "base", **{"data.replay": 2})
+    for config in (toy, own):
+        first = run_data.prepare(config, [])
+        dataset = first.dataset
+        earlier = {
+            "data": {**config.data.to_dict(), "train_split": "train"},
+            "dataset": dataset.fingerprint(("train", "validation")),
+            "directory": dataset.directory,
+        }
+        grown = {**earlier, "dataset": "before its images became more"}
+        cases = [[], [earlier]] + [[grown]] * (config is own)
+        for trained_on in cases:
+            capsys.readouterr()
+            data = run_data.prepare(config, trained_on)
+            assert len(data.train) == len(data.validation) == 1
+            assert (data.replay, data.replayed) == ("", [])
+            assert "--config.data.replay_dir=PATH" in capsys.readouterr().err
+        # What was seen before it is replayed.
+        data = run_data.prepare(config, [earlier, *old_forgery(cache_dir)])
+        assert data.train[1].dataset.name == "toy-blended"
+
+
+def test_replay_of_data_that_are_gone_says_how_to_go_on(cache_dir, tmp_path):
     config = small_runs.config(cache_dir, "base", **{"data.replay": 2})
-    with pytest.raises(UserError, match=r"--config.data.replay_dir=PATH"):
-        run_data.prepare(config, [])
+    gone = small_runs.folder_config(cache_dir, tmp_path / "gone").data.to_dict()
+    old = {"data": gone, "dataset": "x", "directory": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match=r"gone.*--config.data.replay=0") as error:
+        run_data.prepare(config, [old])
+    assert "\n" not in str(error.value)
 
 
 def test_fewer_old_images_than_asked_for(cache_dir, capsys):

@@ -74,13 +74,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         names of backbones are checked where they are used.)
     """
     checks.check(config, _RANGES, _CHOICES)
-    if config.release_epoch and config.trainable != "head":
-        raise UserError(
-            f"release_epoch is {config.release_epoch} with trainable="
-            f"{config.trainable!r}: expected trainable='head', which freezes the "
-            "backbone until then; give --config.trainable=head or "
-            "--config.release_epoch=0"
-        )
     if config.data.replay_dir and not config.data.replay:
         raise UserError(
             f"data.replay_dir is {config.data.replay_dir!r} with data.replay=0: "

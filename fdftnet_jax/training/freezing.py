@@ -79,7 +79,7 @@ def phases(params: Tree, config: ml_collections.ConfigDict) -> list[Phase]:
         with the head trains the backbone, too (0: never).
     """
     starts = {0: config.trainable}
-    if config.release_epoch:
+    if config.release_epoch and config.trainable == "head":
         starts[config.release_epoch] = "all"
     on_backbone = "backbone" in params
     return [

@@ -101,7 +101,7 @@ def prepare(
       trained_on: what the weights that the run starts from have seen, the latest first.
 
     Raises:
-      UserError: the data do not fit, or replay asks for data that nobody names.
+      UserError: the data do not fit, or those of replay are gone.
     """
     split = config.data.train_split
     dataset = forgery_faces.prepare(config.data, needed=(split, "validation"))
@@ -109,8 +109,21 @@ def prepare(
     train = [_drawn(dataset, split, config.data.shots, config.seed)]
     validation = [_drawn(dataset, "validation", 0, config.seed)]
     replay, replayed = "", []
-    if config.data.replay:
-        old, described = _old(config, trained_on, dataset.directory)
+    others = [run for run in trained_on if not _same(config, dataset, run)]
+    if config.data.replay and not (config.data.replay_dir or others):
+        say(
+            "no replay: init_from names no other data set that its weights have seen; "
+            "--config.data.replay_dir=PATH gives an old forgery's folder"
+        )
+    elif config.data.replay:
+        known = trained_on if config.data.replay_dir else others
+        try:
+            old, described = _old(config, known, dataset.directory)
+        except UserError as error:
+            raise UserError(
+                f"no replay of an old forgery: {error}; --config.data.replay=0 trains "
+                "without"
+            ) from error
         seen = described["data"]["train_split"]
         train.append(_drawn(old, seen, config.data.replay, config.seed))
         validation.append(_drawn(old, "validation", config.data.replay, config.seed))
@@ -118,6 +131,18 @@ def prepare(
         if replay not in [run["dataset"] for run in trained_on]:
             replayed.append(described)
     return RunData(dataset, fingerprint, replay, train, validation, replayed)
+
+
+def _same(
+    config: ml_collections.ConfigDict,
+    dataset: forgery_faces.FaceDataset,
+    run: dict[str, Any],
+) -> bool:
+    """Whether an earlier run was trained on this data set, by its images or folder."""
+    seen = (run["data"]["train_split"], "validation")
+    of_run = (run["directory"], run["data"]["name"])
+    same_folder = dataset.directory and of_run == (dataset.directory, config.data.name)
+    return bool(same_folder) or dataset.fingerprint(seen) == run["dataset"]
 
 
 def _old(
@@ -137,12 +162,6 @@ def _old(
             changes |= {"fractions": _REPLAY_FRACTIONS, "train_split": "train"}
         # The weights may have seen the run's own folder, split as it is now.
         trained_on = known
-    elif not trained_on:
-        raise UserError(
-            "replay draws from the data that the pre-trained weights have seen, and a "
-            "file of weights does not name them: give the old forgery's folder with "
-            "--config.data.replay_dir=PATH"
-        )
     data = past_runs.data_config(trained_on, changes)
     needed = (data.train_split, "validation")
     dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)
