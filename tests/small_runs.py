@@ -233,8 +233,10 @@ def stop_before_training(monkeypatch):
     monkeypatch.setattr(steps, "shard", stopped)
 
 
-def write_folder(folder, splits=("train", "validation", "test", "finetune"), number=4):
-    rng = np.random.default_rng(0)
+def write_folder(
+    folder, splits=("train", "validation", "test", "finetune"), number=4, seed=0
+):
+    rng = np.random.default_rng(seed)
     for split in splits:
         for label in ("real", "fake"):
             target = folder / split / label

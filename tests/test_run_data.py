@@ -1,5 +1,7 @@
 """What a run trains on: shots, replay, balance."""
 
+import shutil
+
 import jax
 import ml_collections
 import numpy as np
@@ -130,10 +132,43 @@ def test_fewer_old_images_than_asked_for(cache_dir, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("trained", "held_out"),
+    [("old/train", "new/test"), ("new/finetune", "old/validation")],
+)
+def test_a_picture_of_both_folders_is_not_trained_on_and_tested(
+    cache_dir, tmp_path, trained, held_out
+):
+    folders = {name: tmp_path / name for name in ("old", "new")}
+    for seed, folder in enumerate(folders.values()):
+        small_runs.write_folder(folder, number=3, seed=seed)
+    shutil.copy(
+        tmp_path / held_out / "fake" / "1.png", tmp_path / trained / "fake" / "x.png"
+    )
+    changes = {"data.replay": 4, "data.replay_dir": str(folders["old"])}
+    config = small_runs.folder_config(cache_dir, folders["new"], "base", **changes)
+    config.data.shots = 0
+    with pytest.raises(
+        UserError, match=r"1 pictures of .*x\.png and .*1\.png"
+    ) as error:
+        run_data.prepare(config, [])
+    assert "--config.data.duplicates=drop" in str(error.value)
+    config.data.duplicates = "drop"
+    with pytest.warns(UserWarning, match="not trained on: 1 pictures"):
+        data = run_data.prepare(config, [])
+    parts = dict(zip(("new", "old"), data.train, strict=True))
+    left = parts.pop(trained[:3])
+    assert left.counts == (3, 3) and len(left.indices) == 6
+    assert not any(path.endswith("x.png") for path in paths(left, left.records))
+    assert next(iter(parts.values())).counts == (3, 3)
+
+
 @pytest.mark.parametrize("fake", [1, 5, 10])
 def test_class_weights_count_both_classes_the_same(fake):
-    parts = [run_data.Part(None, [], np.arange(12), (10 - fake // 2, 2 + fake // 2))]
-    parts.append(run_data.Part(None, [], np.arange(8), (5, 3)))
+    parts = [
+        run_data.Part(None, "train", [], np.arange(12), (10 - fake // 2, 2 + fake // 2))
+    ]
+    parts.append(run_data.Part(None, "train", [], np.arange(8), (5, 3)))
     data = run_data.RunData(None, "", "", parts, [], [])
     labels = np.repeat([0, 1], [15 - fake // 2, 5 + fake // 2])
     weights = np.array(run_data.class_weights(data, "weights"))

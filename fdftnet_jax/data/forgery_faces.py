@@ -134,6 +134,10 @@ class FaceDataset:
         """
         return self._builder.builder_config.fingerprint(splits)
 
+    def digests(self, splits: Sequence[str]) -> dict[str, str]:
+        """`inspection.digest` -> path, of the files of these splits; {} for the toy."""
+        return self._builder.builder_config.digests(splits)
+
     def source(self, split: str) -> Records:
         """Opens a split, or 'all' of them one after another.
 

@@ -63,6 +63,11 @@ class FacesConfig(tfds.core.BuilderConfig):
         """A hash of all that is in these splits, and of nothing else."""
         raise NotImplementedError
 
+    def digests(self, splits: Sequence[str]) -> dict[str, str]:
+        """Digest of the pixels -> path, of the files of these splits."""
+        del splits
+        return {}
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FolderConfig(FacesConfig):
@@ -173,6 +178,14 @@ class FolderConfig(FacesConfig):
                 for example in self.examples.get(split, [])
             )
         )
+
+    def digests(self, splits: Sequence[str]) -> dict[str, str]:
+        """Digest of the pixels -> path, of these splits."""
+        return {
+            self._findings[example.path].digest: example.path
+            for split in splits
+            for example in self.examples.get(split, [])
+        }
 
     def _examples(self, examples: dict[str, list[Example]]) -> None:
         self.examples = {split: some for split, some in examples.items() if some}

@@ -37,12 +37,14 @@ class Part:
 
     Attributes:
       dataset: that it is of.
+      split: its name.
       records: of the split.
       indices: [n] of the records that are used, sorted.
       counts: real and fake ones among them.
     """
 
     dataset: forgery_faces.FaceDataset
+    split: str
     records: forgery_faces.Records
     indices: np.ndarray
     counts: tuple[int, int]
@@ -127,6 +129,7 @@ def prepare(
         seen = described["data"]["train_split"]
         train.append(_drawn(old, seen, config.data.replay, config.seed))
         validation.append(_drawn(old, "validation", config.data.replay, config.seed))
+        _check_apart(train, config.data.duplicates == "drop")
         replay = described["dataset"]
         if replay not in [run["dataset"] for run in trained_on]:
             replayed.append(described)
@@ -172,6 +175,38 @@ def _old(
     }
 
 
+def _check_apart(train: list[Part], drop: bool) -> None:
+    """Trains on no picture that is in validation or test of the other data set.
+
+    Raises:
+      UserError: there is such a picture, and it is not to be dropped.
+    """
+    own, old = train
+    for k, (part, other) in enumerate(((own, old), (old, own))):
+        held_out = other.dataset.digests(("validation", "test"))
+        trained = part.dataset.digests((part.split,))
+        shared = {trained[d]: held_out[d] for d in sorted(trained.keys() & held_out)}
+        if not shared:
+            continue
+        here, there = (Path(p.dataset.directory) for p in (part, other))
+        first, second = next(iter(shared.items()))
+        told = (
+            f"{len(shared)} pictures of {here} ({part.split}) are in validation or "
+            f"test of {there}, too, such as {here / first} and {there / second}"
+        )
+        if not drop:
+            raise UserError(
+                f"{told}: figures on them would be too good; remove them from one of "
+                "the folders, or --config.data.duplicates=drop does not train on them"
+            )
+        seen = "; the weights that the run starts from have seen them" * (part is old)
+        warnings.warn(f"not trained on: {told}{seen}", stacklevel=3)
+        kept = [i for i in part.indices if part.records[int(i)]["path"] not in shared]
+        labels = pipeline.labels(part.records)[kept]
+        counts = (int(np.sum(labels == 0)), int(np.sum(labels == 1)))
+        train[k] = dataclasses.replace(part, indices=np.array(kept), counts=counts)
+
+
 def _drawn(
     dataset: forgery_faces.FaceDataset, split: str, shots: int, seed: int
 ) -> Part:
@@ -184,7 +219,7 @@ def _drawn(
                 f"fewer than {shots} shots per class in the split {split!r} of "
                 f"{dataset.name}: taking {found[0]} real and {found[1]} fake"
             )
-    return Part(dataset, records, indices, found)
+    return Part(dataset, split, records, indices, found)
 
 
 def describe(data: RunData) -> str:
