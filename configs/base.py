@@ -161,6 +161,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Cutout: 0..alpha squares of 4 * U{1..beta} pixels.
     config.augment.cutout_alpha = 0
     config.augment.cutout_beta = 5
+    # Before all that, on the host and at a picture's own size, anew in each epoch:
+    # probability of JPEG compression, quality drawn evenly from 30 to 95.
+    config.augment.jpeg = 0.0
+    # Probability of Gaussian blur, sigma drawn evenly from 0.5 to 3 pixels; it comes
+    # before the compression. Validation pictures meet neither.
+    config.augment.blur = 0.0
     return config
 
 

@@ -216,13 +216,21 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
 
 def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
     config = ml_collections.ConfigDict(
-        {"data": {"size": 100, "device_megabytes": 3, "view": "resize"}}
+        {
+            "data": {"size": 100, "device_megabytes": 3, "view": "resize"},
+            "augment": {"jpeg": 0.0, "blur": 0.0},
+        }
     )
     assert run_data.fits_devices(config, 100)
     assert not run_data.fits_devices(config, 101)
     config.data.view = "crops"
     assert not run_data.fits_devices(config, 100)
     config.data.view = "resize"
+    for name in ("jpeg", "blur"):
+        config.augment[name] = 0.1
+        assert not run_data.fits_devices(config, 100)
+        config.augment[name] = 0.0
+    assert run_data.fits_devices(config, 100)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert not run_data.fits_devices(config, 100)
 
@@ -233,7 +241,7 @@ def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.replay": 4},
+        {"data.replay": 4, "augment.jpeg": 0.5, "augment.blur": 0.5},
         {"data.replay": 4, "class_balance": "batches"},
         {"data.view": "crops", "data.crop_grid": 2, "class_balance": "weights"},
         {"model.kind": "linear"},

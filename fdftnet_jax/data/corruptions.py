@@ -47,9 +47,7 @@ def jpeg(image: np.ndarray, quality: float) -> np.ndarray:
             f"found {width}x{height}; remove or shrink it"
         )
     file = io.BytesIO()
-    Image.fromarray(image).save(
-        file, "JPEG", quality=int(quality), subsampling="4:2:0"
-    )
+    Image.fromarray(image).save(file, "JPEG", quality=int(quality), subsampling="4:2:0")
     with Image.open(file, formats=["JPEG"]) as decoded:
         return np.array(decoded)
 

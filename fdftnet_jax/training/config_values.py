@@ -45,6 +45,8 @@ _RANGES: checks.Ranges = {
     "augment.translation": (int, 0, math.inf),
     "augment.cutout_alpha": (int, 0, math.inf),
     "augment.cutout_beta": (int, 1, math.inf),
+    "augment.jpeg": (float, 0, 1),
+    "augment.blur": (float, 0, 1),
 }
 
 # Field -> what it may be. Validation selects and test judges: neither may train.

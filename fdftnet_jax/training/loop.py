@@ -217,7 +217,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
-        view=preprocessing.random_view if preprocessing.view == "crops" else None,
+        view=run_data.random_view(config, preprocessing),
     )
     feed = Feed(batches, views)
     say(
@@ -334,14 +334,16 @@ def _latest_meta(directory: Path) -> dict[str, Any] | None:
 
 
 def _augmentation(options: ml_collections.ConfigDict):
-    """The augmentation of a config, None where every part of it is off."""
+    """The augmentation on the devices, None where every part of it is off."""
     parts = ("zoom", "rotation", "translation", "flip", "cutout_alpha")
     if not any(options[part] for part in parts):
         return None
+    on_host = ("jpeg", "blur")
+    on_devices = {k: v for k, v in options.items() if k not in on_host}
 
     def augment_images(rng, indices, batch):
         keys = augment.example_keys(rng, indices)
-        return augment.augment_batch(keys, batch, **options.to_dict())
+        return augment.augment_batch(keys, batch, **on_devices)
 
     return augment_images
 

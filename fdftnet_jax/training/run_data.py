@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from fdftnet_jax.data import (
+    corruptions,
     forgery_faces,
     images,
     past_runs,
@@ -235,17 +236,35 @@ def sources(
 ) -> tuple[pipeline.Source, pipeline.Source]:
     """The training and the validation images as the network sees them.
 
-    (Where windows are cut anew in every epoch, the training images are whole.)
+    (Where views are drawn anew in every epoch, the training images are whole.)
     """
     views: list[Any] = [preprocessing, preprocessing]
-    if preprocessing.view == "crops":
+    if random_view(config, preprocessing) is not None:
         views[0] = pipeline.native
+    if preprocessing.view == "crops":
         _warn_of_sizes(data)
     train, validation = (
         _source(parts, view, config.data.memory_megabytes)
         for parts, view in zip((data.train, data.validation), views, strict=True)
     )
     return train, validation
+
+
+def random_view(
+    config: ml_collections.ConfigDict, preprocessing: preprocess.Preprocessing
+) -> Callable[[np.ndarray, np.random.Generator], np.ndarray] | None:
+    """What draws a training image's view anew in each epoch (`train_batches`).
+
+    None where an image always has the same one: 'resize', without JPEG and blur.
+    """
+    drawn = _corruptions(config)
+    if drawn:
+        return lambda image, rng: preprocessing.random_view(drawn(image, rng), rng)
+    return preprocessing.random_view if preprocessing.view == "crops" else None
+
+
+def _corruptions(config: ml_collections.ConfigDict) -> corruptions.Drawn:
+    return corruptions.Drawn(config.augment.jpeg, config.augment.blur)
 
 
 def _source(parts: list[Part], view: Any, megabytes: int) -> pipeline.Source:
@@ -292,12 +311,14 @@ def members(
 def fits_devices(config: ml_collections.ConfigDict, number: int) -> bool:
     """Whether all training views are kept on the devices.
 
-    (One of several processes reads its own share only; windows are cut on the host.)
+    (One of several processes reads its own share only; what is drawn anew in each epoch
+    is drawn on the host.)
     """
     size = number * 3 * config.data.size**2
     return (
         jax.process_count() == 1
         and config.data.view == "resize"
+        and not _corruptions(config)
         and size <= config.data.device_megabytes * 10**6
     )
 

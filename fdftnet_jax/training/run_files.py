@@ -23,6 +23,8 @@ _FREE_KEYS = (
     "data.memory_megabytes",
     "data.threads",
 )
+# What fields mean that the configs of earlier versions lack.
+_BEFORE_THEY_WERE = {"augment.jpeg": 0.0, "augment.blur": 0.0}
 # Share of the time spent waiting for images from which the user is told of it.
 _NOTABLE_WAIT = 0.03
 
@@ -56,7 +58,8 @@ def owned(directory: Path) -> Iterator[None]:
 
 def check_config(config: ml_collections.ConfigDict, directory: Path) -> None:
     """Raises UserError where the workdir holds a run with another config."""
-    old = _flat(json.loads((directory / "config.json").read_text()))
+    read = json.loads((directory / "config.json").read_text())
+    old = _BEFORE_THEY_WERE | _flat(read)
     new = _flat(json.loads(config.to_json()))
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
