@@ -1,12 +1,12 @@
 """Scores a split with a run's best checkpoint.
 
     python -m experiments.evaluate --workdir=runs/fdft --split=test [--data_dir=PATH]
-        [--data_name=face2face]
+        [--data_name=face2face] [--robustness]
 
 Everything else comes from the workdir: a threshold and probabilities from its
 calibration.json, which is made where it is missing. Prints a summary and writes
-WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv, and with
---pool=group <dataset>-<split>_groups.csv.
+WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv, with
+--pool=group ..._groups.csv too, and with --robustness ..._robustness.svg.
 """
 
 import textwrap
@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
+from fdftnet_jax.reporting import robustness_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _SPLIT = flags.DEFINE_enum(
@@ -39,6 +40,12 @@ _POOL = flags.DEFINE_enum(
     ["none", "group"],
     "'group' adds figures by group, such as a video: the mean logit of its images.",
 )
+_ROBUSTNESS = flags.DEFINE_bool(
+    "robustness",
+    False,
+    "Score the images after JPEG compression, rescaling, blur and noise, too: 16 times "
+    "the work.",
+)
 _WIDTH = 96
 _TITLES = {
     "auc": "AUROC",
@@ -58,14 +65,25 @@ _TITLES = {
 
 def main() -> None:
     """Scores, prints and writes."""
-    from fdftnet_jax.evaluation import calibration, results, scoring
+    from fdftnet_jax.evaluation import calibration, results, robustness, scoring
+    from fdftnet_jax.reporting import robustness_plot
 
     given = {"dir": _DATA_DIR.value, "name": _DATA_NAME.value}
     data = {field: value for field, value in given.items() if value}
-    scores = scoring.score_split(_WORKDIR.value, _SPLIT.value, data=data)
+    dataset = scoring.open_data(_WORKDIR.value, _SPLIT.value, data)
+    network = scoring.Network(_WORKDIR.value)
+    scores = network.score(dataset, _SPLIT.value)
     calibrated = calibration.for_run(_WORKDIR.value)
-    report = results.report(scores, calibrated, pool=_POOL.value == "group")
+    conditions = None
+    if _ROBUSTNESS.value:
+        conditions = robustness.score(network, dataset, _SPLIT.value)
+    report = results.report(
+        scores, calibrated, pool=_POOL.value == "group", conditions=conditions
+    )
     paths = results.write(report, scores, calibrated, _WORKDIR.value)
+    if conditions:
+        paths.append(paths[0].with_name(f"{paths[0].stem}_robustness.svg"))
+        robustness_plot.draw(paths[-1], report["robustness"])
     rule = calibration.describe(calibrated) if calibrated else ""
     print(summary(report, rule), *(f"  {path}" for path in paths), sep="\n")
 
@@ -97,6 +115,8 @@ def summary(report: dict[str, Any], rule: str = "") -> str:
             *_verdicts(pooled["verdicts"]),
             *_generators(pooled["generators"]),
         ]
+    if report["robustness"]:
+        lines += robustness_table.lines(report["robustness"], bootstrap["level"])
     for note in report["notes"]:
         lines += _wrapped(f"note: {note}")
     return "\n".join(lines)

@@ -105,7 +105,7 @@ def test_another_folder(kind, photos, cache_dir, tmp_path, request):
     assert [row["verdict"] for row in rows] == ["fake" if c else "real" for c in called]
     assert {row["calibrated"] for row in rows} == {""}
     figures = {name: figure["value"] for name, figure in report["figures"].items()}
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     assert report["num_examples"] == 12 == sum(confusion.values())
     assert report["confusion"] == confusion
     assert figures["accuracy"] == pytest.approx(np.mean(called == (label == 1)))

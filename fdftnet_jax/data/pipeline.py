@@ -6,6 +6,7 @@ one chunk a process.
 """
 
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,8 +240,11 @@ class _Padded:
     def __getitem__(self, i: int) -> Example:
         if i < len(self._source):
             return {**self._source[i], "index": np.int32(i), "mask": np.float32(1)}
-        filling = {k: np.zeros_like(v) for k, v in self._source[0].items()}
-        return {**filling, "index": np.int32(-1), "mask": np.float32(0)}
+        return {**self._filling, "index": np.int32(-1), "mask": np.float32(0)}
+
+    @functools.cached_property
+    def _filling(self) -> Example:
+        return {k: np.zeros_like(v) for k, v in self._source[0].items()}
 
 
 def _chunks(

@@ -2,7 +2,7 @@
 
 `report` returns, and `write` stores as `WORKDIR/evaluation/<name>-<split>.json`:
 
-  schema_version     2
+  schema_version     3
   dataset, split, data_directory, checkpoint_step    what was scored, and with what
   num_examples, num_real, num_fake, num_groups       of the split
   threshold          `logit` and `probability` from which an image is called fake, and
@@ -28,6 +28,11 @@
                      than `figures.FEW`), and as figures `auc` and `tpr_at_threshold`
   pooled             null, or the same by group: num_rows, num_real, num_fake, figures
                      (without probabilities), verdicts, bootstrap, generators
+  robustness         null, or the figures under image processing (`robustness`)
+    clean                    of the images as they are: as figures `auc`,
+                             `tpr_at_threshold` and `fpr_at_threshold`
+    operations               name -> {title, unit, strengths}: from mild to strong,
+                             {strength, figures}, the same figures in the same resamples
   notes              what a reader should know before he trusts a figure
   environment        see `scoring.environment`
 
@@ -59,10 +64,10 @@ from scipy import special
 
 from fdftnet_jax import files
 from fdftnet_jax.data import splits
-from fdftnet_jax.evaluation import figures, intervals, metrics, scoring
+from fdftnet_jax.evaluation import figures, intervals, metrics, robustness, scoring
 from fdftnet_jax.evaluation.calibration import Calibration
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # With fewer groups their bootstrap finds intervals that are too narrow.
 _FEW_GROUPS = 30
 
@@ -72,6 +77,7 @@ def report(
     calibration: Calibration | None,
     *,
     pool: bool = False,
+    conditions: robustness.Conditions | None = None,
     resamples: int = intervals.RESAMPLES,
     seed: int = intervals.SEED,
 ) -> dict[str, Any]:
@@ -81,6 +87,8 @@ def report(
       scores: the split.
       calibration: of the checkpoint that scored it.
       pool: whether to add figures by video.
+      conditions: the logits of the same images under processing (`robustness.score`),
+        to add their figures.
       resamples: for the intervals.
       seed: of the resamples.
 
@@ -121,6 +129,10 @@ def report(
         "bootstrap": bootstrap,
         "generators": by_generator,
         "pooled": _pooled(rows, threshold, resamples, seed) if pool else None,
+        "robustness": conditions
+        and robustness.report(
+            scores, conditions, threshold, resamples=resamples, seed=seed
+        ),
         "notes": _notes(scores, calibration, rows, computed, bootstrap, pool=pool),
         "environment": scoring.environment(),
     }

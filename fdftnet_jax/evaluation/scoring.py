@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,86 @@ class Scores:
         return metrics.binary_metrics(self.labels, self.logits)
 
 
+class Network:
+    """A run's best checkpoint, ready to score; compiled once, for one size of batch.
+
+    Attributes:
+      step: of the checkpoint.
+      preprocessing: between a decoded image and the network.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int = 256):
+        """Loads it.
+
+        Args:
+          workdir: of the run.
+          batch_size: images at a time, rounded up to a multiple of the devices.
+
+        Raises:
+          UserError: no checkpoint.
+        """
+        with Checkpoints(workdir) as checkpoints:
+            self._meta = checkpoints.load_meta()
+            self._variables = steps.replicate(checkpoints.load_variables())
+            self.step = int(checkpoints.best or 0)
+        self.preprocessing = preprocess.Preprocessing.from_dict(
+            self._meta["preprocessing"]
+        )
+        described = self._meta["model"]
+        self._eval_step = steps.pmap_eval_step(
+            precision.computing_in(
+                described.get("dtype", "float32"), registry.build(described).apply
+            ),
+            functools.partial(preprocess.scale, scaling=self.preprocessing.scaling),
+        )
+        devices = jax.device_count()
+        self._batch_size = -(-batch_size // devices) * devices
+
+    def logits(
+        self, source: pipeline.Source, progress: Callable[[int], Any] | None = None
+    ) -> np.ndarray:
+        """The logits of views as `preprocessing` makes them, [n, 2] float32.
+
+        Args:
+          source: of n views.
+          progress: told the number of images of each batch.
+        """
+        batches = pipeline.eval_batches(
+            source, self._batch_size, jax.process_index(), jax.process_count()
+        )
+        if progress is not None:
+            batches = _counted(batches, progress)
+        _, logits = steps.evaluate(
+            self._eval_step, self._variables, batches, len(source)
+        )
+        return logits
+
+    def score(self, dataset: forgery_faces.FaceDataset, split: str) -> Scores:
+        """A split as it is."""
+        records = dataset.source(split)
+        views = pipeline.ViewSource(records, self.preprocessing, cache_megabytes=0)
+        columns = ("path", "group", "generator", "label")
+        rows = [{name: record[name] for name in columns} for record in records]
+        run = self._meta["trained_on"][0]
+        return Scores(
+            dataset.name,
+            dataset.directory,
+            split,
+            self.step,
+            self.logits(views),
+            rows,
+            dataset.directory == run["directory"] and _trained_on(dataset, run),
+        )
+
+
+def _counted(
+    batches: Iterator[pipeline.Example], progress: Callable[[int], Any]
+) -> Iterator[pipeline.Example]:
+    for batch in batches:
+        yield batch
+        progress(int(batch["mask"].sum()))
+
+
 def score_split(
     workdir: str | os.PathLike[str],
     split: str = "test",
@@ -83,6 +164,14 @@ def score_split(
     Raises:
       UserError: no checkpoint, no such data, or an empty class.
     """
+    dataset = open_data(workdir, split, data)
+    return score_dataset(workdir, dataset, split, batch_size=batch_size)
+
+
+def open_data(
+    workdir: str | os.PathLike[str], split: str, data: dict[str, Any] | None = None
+) -> forgery_faces.FaceDataset:
+    """Prepares what `score_split` scores; warns where a run was trained on it."""
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.load_meta()
     config = past_runs.data_config(meta["trained_on"], data or {})
@@ -98,7 +187,7 @@ def score_split(
             "that the detector was trained on: this says nothing about new images",
             stacklevel=2,
         )
-    return score_dataset(workdir, dataset, split, batch_size=batch_size)
+    return dataset
 
 
 def score_dataset(
@@ -109,38 +198,7 @@ def score_dataset(
     batch_size: int = 256,
 ) -> Scores:
     """`score_split` of prepared data."""
-    with Checkpoints(workdir) as checkpoints:
-        meta = checkpoints.load_meta()
-        variables = checkpoints.load_variables()
-        step = checkpoints.best
-    preprocessing = preprocess.Preprocessing.from_dict(meta["preprocessing"])
-    records = dataset.source(split)
-    source = pipeline.ViewSource(records, preprocessing, cache_megabytes=0)
-    model = registry.build(meta["model"])
-    p_eval_step = steps.pmap_eval_step(
-        precision.computing_in(meta["model"].get("dtype", "float32"), model.apply),
-        functools.partial(preprocess.scale, scaling=preprocessing.scaling),
-    )
-    devices = jax.device_count()
-    batches = pipeline.eval_batches(
-        source,
-        -(-batch_size // devices) * devices,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    _, logits = steps.evaluate(
-        p_eval_step,
-        steps.replicate(variables),
-        batches,
-        len(source),
-    )
-    columns = ("path", "group", "generator", "label")
-    rows = [{name: record[name] for name in columns} for record in records]
-    run = meta["trained_on"][0]
-    own = dataset.directory == run["directory"] and _trained_on(dataset, run)
-    return Scores(
-        dataset.name, dataset.directory, split, int(step or 0), logits, rows, own
-    )
+    return Network(workdir, batch_size=batch_size).score(dataset, split)
 
 
 def _trained_on(dataset: forgery_faces.FaceDataset, run: dict[str, Any]) -> bool:
