@@ -92,12 +92,14 @@ def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
         "import small_runs; from experiments import evaluate, launch; "
         "launch.run(evaluate.main)"
     )
-    ended = start("-c", code, f"--workdir={workdir}", "--split=all", "--pool=group")
+    arguments = [f"--workdir={workdir}", "--split=all", "--pool=group", "--robustness"]
+    ended = start("-c", code, *arguments)
     assert ended.returncode == 0, ended.stderr
     assert "toy-both, all split: 100 images (50 real, 50 fake), check" in ended.stdout
     assert "accuracy" in ended.stdout and "of 50, " in ended.stdout
     assert "threshold: P(fake)" in ended.stdout
-    for name in (".json", "_scores.csv", "_groups.csv"):
+    assert "JPEG compression: quality" in ended.stdout
+    for name in (".json", "_scores.csv", "_groups.csv", "_robustness.svg"):
         path = workdir / "evaluation" / f"toy-both-all{name}"
         assert path.exists() and str(path) in ended.stdout
     warned, said = [line for line in ended.stderr.splitlines() if line]

@@ -141,13 +141,13 @@ OPERATIONS = {
     ),
     "blur": Operation(
         "Gaussian blur",
-        "sigma, pixels",
+        "sigma (pixels)",
         (0.5, 1, 2, 4),
         lambda image, sigma, index: blur(image, sigma),
     ),
     "noise": Operation(
         "Gaussian noise",
-        "sigma, 1/255",
+        "sigma (1/255)",
         (2, 5, 10, 20),
         lambda image, sigma, index: noise(image, sigma, index=index),
     ),
@@ -181,7 +181,7 @@ class Drawn:
         """
         blurred, compressed = rng.random(2) < (self.blur, self.jpeg)
         sigma = rng.uniform(*SIGMAS)
-        quality = rng.integers(*QUALITIES, endpoint=True)
+        quality = int(rng.integers(*QUALITIES, endpoint=True))
         if blurred:
             image = blur(image, sigma)
         return jpeg(image, quality) if compressed else image

@@ -70,7 +70,7 @@ def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:
         axes.set_ylim(max(-0.02, min(low, 0.47)), min(1.02, max(high, 0.53)))
         keys = [
             Line2D([], [], label="AUROC, 95 % interval", **_POINT),
-            Line2D([], [], label=f"as they are, {clean['value']:.3f}", **_CLEAN),
+            Line2D([], [], label=f"images as they are, {clean['value']:.3f}", **_CLEAN),
             Line2D([], [], label="chance", **_CHANCE),
         ]
         figure.legend(

@@ -24,7 +24,7 @@ def lines(robustness: Mapping[str, Any], level: float = 0.95) -> list[str]:
         _row("as they are", "", robustness["clean"]),
     ]
     for operation in robustness["operations"].values():
-        found.append(f"  {operation['title']}, {operation['unit']}")
+        found.append(f"  {operation['title']}: {operation['unit']}")
         found += [
             _row("", f"{row['strength']:g}", row["figures"])
             for row in operation["strengths"]
