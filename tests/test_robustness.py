@@ -185,7 +185,7 @@ def test_figures_of_a_condition(scored, report):
                 assert figures[f"{figure}_at_threshold"]["value"] == share
 
 
-def made(number=200, resamples=50):
+def made(number=200, threshold=0.5):
     """The part of a report whose detector loses more the stronger it is."""
     labels = np.arange(number) % 2
     records = [
@@ -204,7 +204,7 @@ def made(number=200, resamples=50):
         for name, operation in OPERATIONS.items()
     }
     conditions["noise"][2] = scores.logits
-    return robustness.report(scores, conditions, 0.5, resamples=resamples, seed=3)
+    return robustness.report(scores, conditions, threshold, resamples=50, seed=3)
 
 
 def test_every_condition_is_judged_in_the_same_resamples():
@@ -223,7 +223,8 @@ def test_every_condition_is_judged_in_the_same_resamples():
 
 def test_the_run_s_threshold_is_kept():
     """Real pictures that move towards it are called fake more often."""
-    found = made()
+    found = made(threshold=0.5)
+    assert found["clean"] != made(threshold=0.0)["clean"]
     rows = [found["clean"]]
     rows += [row["figures"] for row in found["operations"]["jpeg"]["strengths"]]
     real = [row["fpr_at_threshold"]["value"] for row in rows]
@@ -296,6 +297,7 @@ def test_panels_show_the_figures(drawn):
         assert labels == [f"{s:g}" for s in operation.strengths]
         (line,) = [line for line in axes.lines if line.get_marker() == "o"]
         np.testing.assert_array_equal(line.get_xdata(), axes.get_xticks())
+        assert np.all(np.diff(line.get_xdata()) > 0)
         np.testing.assert_allclose(line.get_ydata(), [a["value"] for a in auc])
         (bars,) = axes.collections
         ends = [tuple(segment[:, 1]) for segment in bars.get_segments()]

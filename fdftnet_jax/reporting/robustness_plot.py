@@ -66,8 +66,7 @@ def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:
             if i % _COLUMNS == 0:
                 axes.set_ylabel("AUROC")
         low, high = axes.get_ylim()
-        # Chance stays in the picture, and nothing that a score cannot be.
-        axes.set_ylim(max(-0.02, min(low, 0.47)), min(1.02, max(high, 0.53)))
+        axes.set_ylim(max(-0.02, low), min(1.02, high))
         keys = [
             Line2D([], [], label="AUROC, 95 % interval", **_POINT),
             Line2D([], [], label=f"images as they are, {clean['value']:.3f}", **_CLEAN),
