@@ -1,1 +1,1 @@
-"""Figures of a detector with intervals, calibration, and the scoring of a split."""
+"""Figures of a detector with intervals, calibration, robustness, scoring of a split."""
