@@ -1,0 +1,142 @@
+"""What an FDFtNet looks at: its attention, and Grad-CAM of its other branch.
+
+Both are of the network in inference, and say which positions a score came from, not
+why. A stage of the Fine-Tune Transformer whose gamma is near 0 hardly uses what it
+attends to.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fdftnet_jax.models.fdftnet import FDFtNet
+from fdftnet_jax.models.layers import hard_swish
+from fdftnet_jax.ops import attention
+
+_TRANSFORMER = "fine_tune_transformer"
+# Queries in a block; of no image is a whole map held.
+_BLOCK = 128
+
+
+def attention_maps(
+    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[jax.Array, ...]:
+    """How much each position is attended to, in each stage.
+
+    Args:
+      model: FDFtNet; without a Fine-Tune Transformer there are no maps.
+      variables: its `params` and `batch_stats`.
+      images: [batch, height, width, 3] float32, scaled as for the network.
+
+    Returns:
+      For each stage m = 1..M [batch, h_m, w_m] float32: the mean over the queries j of
+      beta[j, i] (Eq. 1), at the position of key i; the first stage has half the sides
+      of the image, each further one half of that. Each map sums to 1, so that 1 /
+      (h_m w_m) is even attention.
+    """
+    return _attention_maps(model, variables, images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention_maps(model, variables, images):
+    modules = [f"attention{stage}" for stage in range(1, model.num_stages + 1)]
+    paths = [(_TRANSFORMER, module, name) for module in modules for name in "fg"]
+    found = _outputs(model, variables, images, paths)
+    maps = []
+    for f, g in zip(found[::2], found[1::2], strict=True):
+        batch, height, width, channels = f.shape
+        f, g = (a.reshape(batch, height * width, channels) for a in (f, g))
+        # One image at a time.
+        received = lax.map(lambda image: _received(*image), (f, g))
+        maps.append(received.reshape(batch, height, width))
+    return tuple(maps)
+
+
+def gammas(variables: Mapping[str, Any]) -> tuple[float, ...]:
+    """The gamma of each stage (Eq. 3), by which its attention counts beside its input.
+
+    Args:
+      variables: of an FDFtNet; of another network, or one without a Fine-Tune
+        Transformer, there are none.
+    """
+    transformer = variables["params"].get(_TRANSFORMER, {})
+    stages = sum(name.startswith("attention") for name in transformer)
+    return tuple(
+        float(transformer[f"attention{stage}"]["gamma"])
+        for stage in range(1, stages + 1)
+    )
+
+
+def grad_cam(
+    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array
+) -> jax.Array:
+    """Grad-CAM (Selvaraju et al. 2017) of logit(fake) - logit(real).
+
+    Of the feature map A of the MBblockV3 branch that its pooling averages: the output
+    of its last 1x1 convolution after batch normalisation and h-swish, 576 channels.
+    With alpha_k the mean over the positions of the gradient with respect to channel k,
+    the map is ReLU(sum_k alpha_k A_k). After A there are only a mean and the
+    classifier, so that alpha_k is (w[k, fake] - w[k, real]) / (h w) for every image,
+    and the map a class activation map (Zhou et al. 2016): what each position adds to
+    the log odds of fake, where that is above 0. What the Fine-Tune Transformer adds is
+    not in it.
+
+    Args:
+      model: FDFtNet.
+      variables: its `params` and `batch_stats`.
+      images: [batch, height, width, 3] float32, scaled as for the network.
+
+    Returns:
+      [batch, h, w] float32 >= 0, of the size of A: the caller enlarges it.
+    """
+    return _grad_cam(model, variables, images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _grad_cam(model, variables, images):
+    path = ("mobilenet_head", "head_bn")
+    (normalised,) = _outputs(model, variables, images, [path])
+    features = hard_swish(normalised).astype(jnp.float32)
+    kernel = variables["params"]["classifier"]["kernel"]
+    weight = (kernel[:, 1] - kernel[:, 0]) / (features.shape[1] * features.shape[2])
+    return jax.nn.relu(jnp.einsum("bhwk,k->bhw", features, weight))
+
+
+def _outputs(model, variables, images, paths):
+    """The outputs of the submodules at these paths."""
+    _, state = model.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, _: module.path in paths,
+        mutable=["intermediates"],
+    )
+    found = []
+    for path in paths:
+        node = state["intermediates"]
+        for name in path:
+            node = node[name]
+        found.append(node["__call__"][0])
+    return found
+
+
+def _received(f, g):
+    """The mean over the queries of one image's attention, [positions]."""
+    positions = f.shape[0]
+    size = min(_BLOCK, positions)
+    filling = -positions % size
+    queries = jnp.pad(g, [(0, filling), (0, 0)]).reshape(-1, size, g.shape[1])
+    # A query of filling weighs nothing.
+    weights = (jnp.arange(positions + filling) < positions) / positions
+
+    def add(total, block):
+        queries, weights = block
+        return total + weights @ attention.attention_map(f, queries), None
+
+    start = jnp.zeros(positions, jnp.float32)
+    total, _ = lax.scan(add, start, (queries, weights.reshape(-1, size)))
+    return total
