@@ -5,6 +5,7 @@ logit of the score, `logit(logits)`: it orders images as the score does and does
 saturate.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -208,27 +209,39 @@ def class_weights(labels: npt.ArrayLike, share_of_fake: float) -> np.ndarray:
     return np.where(truth == 1, of_fake, of_real)
 
 
-def calibration_error(
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """Images by their P(fake), [bins] each.
+
+    Attributes:
+      predicted: mean P(fake).
+      observed: share of fakes.
+      weight: sum of the images' weights, under which both are means.
+      count: number of images.
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    weight: np.ndarray
+    count: np.ndarray
+
+
+def calibration_bins(
     labels: npt.ArrayLike,
     probability: npt.ArrayLike,
     weights: npt.ArrayLike | None = None,
     bins: int = ECE_BINS,
-) -> float:
-    """Expected calibration error of P(fake), in bins of equal mass.
+) -> Bins:
+    """Bins of P(fake) of equal mass, from the lowest to the highest.
 
     The images, in order of P(fake), are cut into at most `bins` of equally many, at
     least `ECE_IMAGES`; images of equal probability are never parted, so that bins may
-    be fewer and unequal. With w_b the weight of a bin, the error is
-
-      sum_b w_b |mean label in b - mean P(fake) in b| / sum_b w_b
-
-    Even of a calibrated detector it is above 0, by chance, and more so the fewer images
-    there are.
+    be fewer and unequal.
 
     Args:
       labels: [n], real = 0 and fake = 1.
       probability: [n], P(fake).
-      weights: [n], of the images in the means; None is 1 each.
+      weights: [n], above 0, of the images in the means; None is 1 each.
       bins: at most this many.
     """
     truth = np.asarray(labels, np.float64)
@@ -239,5 +252,35 @@ def calibration_error(
     last = -(-np.arange(1, bins) * found.size // bins) - 1
     edges = np.unique(np.sort(found)[last])
     of_bin = np.searchsorted(edges, found)
-    excess = np.bincount(of_bin, weights=weight * (truth - found))
-    return float(np.abs(excess).sum() / weight.sum())
+    count = np.bincount(of_bin)
+    total, predicted, observed = (
+        np.bincount(of_bin, weights=values)
+        for values in (weight, weight * found, weight * truth)
+    )
+    return Bins(predicted / total, observed / total, total, count)
+
+
+def calibration_error(
+    labels: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    bins: int = ECE_BINS,
+) -> float:
+    """Expected calibration error of P(fake), in bins of equal mass.
+
+    With w_b the weight of a bin b (see `calibration_bins`), the error is
+
+      sum_b w_b |mean label in b - mean P(fake) in b| / sum_b w_b
+
+    Even of a calibrated detector it is above 0, by chance, and more so the fewer images
+    there are.
+
+    Args:
+      labels: as for `calibration_bins`, and so are the others.
+      probability: see there.
+      weights: see there.
+      bins: see there.
+    """
+    found = calibration_bins(labels, probability, weights, bins)
+    excess = found.weight * np.abs(found.observed - found.predicted)
+    return float(excess.sum() / found.weight.sum())

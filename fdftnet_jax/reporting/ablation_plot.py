@@ -44,6 +44,29 @@ def draw(
     *,
     log_axis: bool = False,
 ) -> None:
+    """Writes the figure of an ablation.
+
+    Args:
+      path: the file to write; its suffix chooses svg or png.
+      label: as for `figure`, and so are the others.
+      values: see there.
+      before: see there.
+      log_axis: see there.
+
+    Raises:
+      UserError: another suffix.
+      ValueError: no values.
+    """
+    plots.save(figure(label, values, before, log_axis=log_axis), path)
+
+
+def figure(
+    label: str,
+    values: Mapping[str, Scores],
+    before: Scores,
+    *,
+    log_axis: bool = False,
+) -> Figure:
     """Draws accuracy (above) and AUROC (below) against what an ablation varies.
 
     A point is the mean over seeds with its 95 % interval (see `tables.interval`); where
@@ -51,14 +74,12 @@ def draw(
     at these, joined.
 
     Args:
-      path: the file to write; its suffix chooses svg or png.
       label: of what varies.
       values: for the name of each value its scores; none leaves a gap.
       before: the scores before fine-tuning, a dashed line; may be none.
       log_axis: whether numbers stand on a logarithmic axis; all are above 0.
 
     Raises:
-      UserError: another suffix.
       ValueError: no values.
     """
     if not values:
@@ -67,14 +88,14 @@ def draw(
     x = np.arange(len(values)) if numbers is None else numbers
     seeds = list(values.values())
     with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=(4.2, 5.6), layout="constrained")
-        panels = figure.subplots(2, sharex=True)
+        drawn = Figure(figsize=(4.2, 5.6), layout="constrained")
+        panels = drawn.subplots(2, sharex=True)
         for axes, (metric, title) in zip(panels, _METRICS.items(), strict=True):
             if before:
                 mean = np.mean([tables.figure(scores, metric)[0] for scores in before])
                 axes.axhline(float(mean), **_BEFORE)
             _draw_means(
-                figure,
+                drawn,
                 axes,
                 x,
                 [[tables.figure(s, metric)[0] for s in found] for found in seeds],
@@ -102,8 +123,8 @@ def draw(
             keys.append(Line2D([], [], label="single seeds", **_SEED))
         if before:
             keys.append(Line2D([], [], label="before fine-tuning, mean", **_BEFORE))
-        plots.legend(figure, keys)
-        plots.save(figure, path)
+        plots.legend(drawn, keys)
+    return drawn
 
 
 def _numbers(names: Iterable[str]) -> np.ndarray | None:

@@ -1,10 +1,14 @@
-"""Figures of a run, in one style; the path's suffix (.svg or .png) is the format.
+"""Figures of a run, in one style: written to a path, or as the text of an SVG.
+
+The path's suffix (.svg or .png) is the format; `<what>_figure` gives a figure for
+`svg` where `<what>_curves` writes one.
 
 Figures are about 4 inches wide with text of 9 to 11 points, so that they can be read
 at the width of a phone. The colours are those of Okabe and Ito, which colour-blind
 readers can tell apart; where colours run out the line style changes.
 """
 
+import io
 import os
 import pathlib
 import textwrap
@@ -14,6 +18,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -66,6 +71,8 @@ STYLE: Any = {
 # Training loss: lighter than the validation loss, which decides.
 _TRAIN: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (3, 2))}
 
+DOT: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": ""}
+
 # Contact sheets, in pixels of the PNG.
 _CELL = 128
 _SHEET_WIDTH = 6 * _CELL
@@ -82,14 +89,29 @@ def roc_curves(
 
     Args:
       path: the file to write; its suffix chooses svg or png.
-      curves: for each name labels [n] (real = 0, fake = 1) and scores [n], higher
-        for fake: P(fake), or the logit where the score saturates.
+      curves: as for `roc_figure`.
 
     Raises:
       UserError: another suffix, or a curve without one of the classes.
       ValueError: no curves, or labels other than 0 and 1.
     """
+    save(roc_figure(curves), path)
+
+
+def roc_figure(
+    curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
+    thresholds: Mapping[str, float] | None = None,
+) -> Figure:
+    """The figure of `roc_curves`.
+
+    Args:
+      curves: for each name labels [n] (real = 0, fake = 1) and scores [n], higher
+        for fake: P(fake), or the logit where the score saturates.
+      thresholds: for some of the names the score from which an image is called fake,
+        shown as a dot on the curve.
+    """
     _require(curves, "curves")
+    marked = thresholds or {}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 4.15 + 0.22 * len(curves)), layout="constrained")
         axes = figure.subplots()
@@ -106,6 +128,12 @@ def roc_curves(
                 clip_on=False,
                 **_line(i),
             )
+            if name in marked:
+                called = np.asarray(scores) >= marked[name]
+                rates = [called[truth == label].mean() for label in (0, 1)]
+                axes.plot(*rates, "o", color=_line(i)["color"], zorder=4, clip_on=False)
+        if marked:
+            lines.append(Line2D([], [], label="at the threshold", **DOT))
         lines += axes.plot(
             [0, 1],
             [0, 1],
@@ -127,7 +155,7 @@ def roc_curves(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(xmax=1))
         legend(figure, lines)
-        save(figure, path)
+    return figure
 
 
 def training_curves(
@@ -140,13 +168,22 @@ def training_curves(
 
     Args:
       path: the file to write; its suffix chooses svg or png.
-      histories: for each run its epochs in order, as rows with `epoch`, `train_loss`
-        and `validation_loss` (nats) and `validation_accuracy` (in [0, 1]). A value
-        that is missing, None or NaN leaves a gap.
+      histories: as for `training_figure`.
 
     Raises:
       UserError: another suffix.
       ValueError: no histories.
+    """
+    save(training_figure(histories), path)
+
+
+def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """The figure of `training_curves`.
+
+    Args:
+      histories: for each run its epochs in order, as rows with `epoch`, `train_loss`
+        and `validation_loss` (nats) and `validation_accuracy` (in [0, 1]). A value
+        that is missing, None or NaN leaves a gap.
     """
     _require(histories, "histories")
     with mpl.rc_context(STYLE):
@@ -181,7 +218,7 @@ def training_curves(
             Line2D([], [], label=name, **_line(i)) for i, name in enumerate(histories)
         ]
         legend(figure, runs)
-        save(figure, path)
+    return figure
 
 
 def contact_sheet(
@@ -277,7 +314,7 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     axes.plot(x, y, marker=marker, **style)
 
 
-def legend(figure: Figure, lines: Sequence[Line2D]) -> None:
+def legend(figure: Figure, lines: Sequence[Artist]) -> None:
     """A legend below the axes, where it hides no curve."""
     # Handles are given, because Matplotlib drops automatic ones that begin with "_".
     labels = [textwrap.fill(str(line.get_label()), 44) for line in lines]
@@ -299,4 +336,13 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    figure.savefig(path, metadata=metadata)
+    with mpl.rc_context(STYLE):
+        figure.savefig(path, metadata=metadata)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file."""
+    file = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
