@@ -7,6 +7,7 @@ Everything else comes from the workdir: a threshold and probabilities from its
 calibration.json, which is made where it is missing. Prints a summary and writes
 WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv, with
 --pool=group ..._groups.csv too, and with --robustness ..._robustness.svg.
+WORKDIR/report.html shows all of it to others.
 """
 
 import textwrap
@@ -15,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from fdftnet_jax.reporting import robustness_table
+from fdftnet_jax.reporting import definitions, robustness_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _SPLIT = flags.DEFINE_enum(
@@ -46,26 +47,14 @@ _ROBUSTNESS = flags.DEFINE_bool(
     "Score the images after JPEG compression, rescaling, blur and noise, too: 16 times "
     "the work.",
 )
+_REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html.")
 _WIDTH = 96
-_TITLES = {
-    "auc": "AUROC",
-    "average_precision": "average precision (AP)",
-    "eer": "equal error rate (EER)",
-    "tpr_at_fpr_0.01": "TPR at FPR 1 %",
-    "tpr_at_fpr_0.001": "TPR at FPR 0.1 %",
-    "accuracy": "accuracy at score 0.5",
-    "accuracy_at_threshold": "accuracy at the threshold",
-    "loss": "cross entropy, nats",
-    "brier_raw": "Brier score, raw",
-    "brier_calibrated": "Brier score, calibrated",
-    "ece_raw": "calibration error, raw",
-    "ece_calibrated": "calibration error, calibrated",
-}
 
 
 def main() -> None:
     """Scores, prints and writes."""
     from fdftnet_jax.evaluation import calibration, results, robustness, scoring
+    from fdftnet_jax.reporting import report as page
     from fdftnet_jax.reporting import robustness_plot
 
     given = {"dir": _DATA_DIR.value, "name": _DATA_NAME.value}
@@ -84,6 +73,8 @@ def main() -> None:
     if conditions:
         paths.append(paths[0].with_name(f"{paths[0].stem}_robustness.svg"))
         robustness_plot.draw(paths[-1], report["robustness"])
+    if _REPORT.value:
+        paths.append(page.write(_WORKDIR.value, report, scores, calibrated))
     rule = calibration.describe(calibrated) if calibrated else ""
     print(summary(report, rule), *(f"  {path}" for path in paths), sep="\n")
 
@@ -137,7 +128,7 @@ def _threshold(report: dict[str, Any], rule: str) -> str:
 def _figures(figures: dict[str, Any]) -> list[str]:
     return [
         f"  {title:30}{_figure(figures[name])}"
-        for name, title in _TITLES.items()
+        for name, (title, _) in definitions.FIGURES.items()
         if name in figures
     ]
 

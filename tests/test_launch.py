@@ -102,6 +102,9 @@ def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
     for name in (".json", "_scores.csv", "_groups.csv", "_robustness.svg"):
         path = workdir / "evaluation" / f"toy-both-all{name}"
         assert path.exists() and str(path) in ended.stdout
+    page = (workdir / "report.html").read_text()
+    assert "100 pictures that it may have learned from" in page
+    assert f"  {workdir}/report.html" in ended.stdout
     warned, said = [line for line in ended.stderr.splitlines() if line]
     assert warned.startswith("warning: --split=all of toy")
     assert said.startswith("calibrated on 18 validation images: temperature")

@@ -63,7 +63,7 @@ def test_histograms_are_shares_of_a_class_and_parted_by_the_threshold(monkeypatc
         assert values.sum() == pytest.approx(1)
         assert np.abs(edges - 0.5).min() < 1e-9
         called = values[edges[:-1] > 0.5 - 1e-9].sum()
-        assert called == pytest.approx(np.mean((RANKING >= 0.5)[LABELS == label]))
+        assert called == pytest.approx(np.mean((RANKING >= 0.5)[label == LABELS]))
     # 95 % has log odds of 2.9, 1 % of -4.6: the axis goes from -3 to 5.
     for text, shown in (("10%", True), ("90%", True), ("99%", True), ("1%", False)):
         assert (f">{text}</text>" in svg) == shown
@@ -128,3 +128,14 @@ def test_many_images_make_a_small_file():
         score_plots.histogram_figure(labels, ranking, 0.0),
     ):
         assert len(plots.svg(figure)) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("share", "filled"), [(0.0, 0), (0.002, 1), (0.93, 93), (0.998, 99), (1.0, 100)]
+)
+def test_squares_of_a_verdict(share, filled):
+    figure = score_plots.verdict_figure(share, 1 - share)
+    for axes, number in zip(figure.axes, (filled, 100 - filled), strict=True):
+        (squares,) = axes.collections
+        white = (squares.get_facecolor()[:, :3] == 1).all(axis=1)
+        assert (~white).sum() == number and len(squares.get_offsets()) == 100

@@ -42,6 +42,8 @@ class Scores:
       logits: [n, 2] float32.
       records: path, group, generator and label of each image.
       own: whether these are the data that the run itself was trained with.
+      encoded: the records with their images still encoded, as the data set has them;
+        None where they are not at hand.
     """
 
     dataset: str
@@ -51,6 +53,9 @@ class Scores:
     logits: np.ndarray
     records: list[dict[str, Any]]
     own: bool = True
+    encoded: pipeline.Records | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def labels(self) -> np.ndarray:
@@ -132,6 +137,7 @@ class Network:
             self.logits(views),
             rows,
             dataset.directory == run["directory"] and _trained_on(dataset, run),
+            records,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fdftnet_jax.models.fdftnet import FDFtNet
@@ -23,7 +24,7 @@ _BLOCK = 128
 
 
 def attention_maps(
-    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array
+    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array | np.ndarray
 ) -> tuple[jax.Array, ...]:
     """How much each position is attended to, in each stage.
 
@@ -72,7 +73,7 @@ def gammas(variables: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def grad_cam(
-    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array
+    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array | np.ndarray
 ) -> jax.Array:
     """Grad-CAM (Selvaraju et al. 2017) of logit(fake) - logit(real).
 

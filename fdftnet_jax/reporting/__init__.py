@@ -1,1 +1,1 @@
-"""Figures for people."""
+"""Figures for people: plots, tables, and pages of HTML that stand alone."""

@@ -35,17 +35,29 @@ _CHANCE: dict[str, Any] = {
 
 
 def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:
+    """Writes the figure of a detector's robustness.
+
+    Args:
+      path: the file to write; its suffix chooses svg or png.
+      robustness: as for `figure`.
+
+    Raises:
+      UserError: another suffix.
+      ValueError: no operations.
+    """
+    plots.save(figure(robustness), path)
+
+
+def figure(robustness: Mapping[str, Any]) -> Figure:
     """Draws a panel for each operation, from mild strengths on the left to strong.
 
     A point is the AUROC with its interval; lines show that of the pictures as they are
     and chance.
 
     Args:
-      path: the file to write; its suffix chooses svg or png.
       robustness: of a report (see `evaluation.results`).
 
     Raises:
-      UserError: another suffix.
       ValueError: no operations.
     """
     operations = list(robustness["operations"].values())
@@ -54,8 +66,8 @@ def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:
     clean = robustness["clean"]["auc"]
     lines = math.ceil(len(operations) / _COLUMNS)
     with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=(4.2, 0.7 + 1.95 * lines), layout="constrained")
-        panels = figure.subplots(lines, _COLUMNS, sharey=True, squeeze=False)
+        drawn = Figure(figsize=(4.2, 0.7 + 1.95 * lines), layout="constrained")
+        panels = drawn.subplots(lines, _COLUMNS, sharey=True, squeeze=False)
         for i, axes in enumerate(panels.flat):
             if i >= len(operations):
                 axes.set_visible(False)
@@ -72,16 +84,16 @@ def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:
             Line2D([], [], label=f"images as they are, {clean['value']:.3f}", **_CLEAN),
             Line2D([], [], label="chance", **_CHANCE),
         ]
-        figure.legend(
+        drawn.legend(
             handles=keys, loc="outside lower center", ncols=_COLUMNS, fontsize=9
         )
-        plots.save(figure, path)
+    return drawn
 
 
 def _panel(axes: Axes, operation: Mapping[str, Any]) -> None:
     found = [row["figures"]["auc"] for row in operation["strengths"]]
-    value = np.array([figure["value"] for figure in found])
-    ends = [figure["interval"] or (np.nan, np.nan) for figure in found]
+    value = np.array([auc["value"] for auc in found])
+    ends = [auc["interval"] or (np.nan, np.nan) for auc in found]
     low, high = np.array(ends, float).T
     # Strengths stand side by side: their steps have no common scale.
     places = np.arange(len(found))

@@ -140,7 +140,8 @@ def histogram_figure(
                     share / share.sum(),
                     edges,
                     fill=True,
-                    facecolor=(colour, 0.15 if hatch else 0.35),
+                    # An SVG draws a hatch as faintly as the face below it.
+                    facecolor="none" if hatch else (colour, 0.35),
                     edgecolor=colour,
                     hatch=hatch,
                     linewidth=1.2,
@@ -177,6 +178,40 @@ def _decimals(probability: float) -> int:
     """As many as tell a probability from 0 and 1, in percent."""
     nearest = min(probability, 1 - probability)
     return max(0, round(-np.log10(nearest)) - 2) if nearest < 0.01 else 0
+
+
+def verdict_figure(hits: float, alarms: float) -> Figure:
+    """Of 100 fake and of 100 real pictures, how many are called fake, as squares.
+
+    Args:
+      hits: share of the fakes that is called fake, in [0, 1].
+      alarms: share of the real images.
+    """
+    with mpl.rc_context(plots.STYLE):
+        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
+        places = np.arange(100)
+        for axes, title, share, colour in zip(
+            figure.subplots(1, 2),
+            ("100 fake pictures", "100 real pictures"),
+            (hits, alarms),
+            (FAKE, REAL),
+            strict=True,
+        ):
+            # None and all are kept for shares that are just that.
+            number = np.clip(round(100 * share), share > 0, 100 - (share < 1))
+            called = places < number
+            axes.scatter(
+                places % 10,
+                -(places // 10),
+                marker="s",
+                s=62,
+                facecolors=np.where(called, colour, "white"),
+                edgecolors=colour,
+                linewidths=1,
+            )
+            axes.set(title=title, xlim=(-0.6, 9.6), ylim=(-9.6, 0.6), aspect="equal")
+            axes.set_axis_off()
+    return figure
 
 
 def reliability_figure(

@@ -1,0 +1,222 @@
+"""The images of a report: the most wrong ones, and what is attended to in some."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+from scipy import special
+
+from fdftnet_jax.data import images, preprocess, splits
+from fdftnet_jax.evaluation import figures, scoring
+from fdftnet_jax.evaluation.calibration import Calibration
+from fdftnet_jax.models import explanation, fdftnet, registry
+from fdftnet_jax.reporting import definitions, page
+
+NUM_WRONG = 40
+# Of each class, right and wrong.
+_NUM_ATTENDED = 2
+# Side of a picture in the page, at most, in pixels.
+_SIDE = 128
+# Perceptually uniform, and readable in grey.
+_COLOURS = "viridis"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A scored split, and how its images are judged.
+
+    Attributes:
+      scores: the split.
+      rows: its images.
+      calibration: of the detector, if any.
+      threshold: on logits.
+      temperature: of the calibration, 1 without one.
+    """
+
+    scores: scoring.Scores
+    rows: figures.Rows
+    calibration: Calibration | None
+    threshold: float
+    temperature: float
+
+    @property
+    def margins(self) -> np.ndarray:
+        """How far an image lies on the wrong side of the threshold, [n] log odds.
+
+        Calibrated; below 0 for an image that is called what it is.
+        """
+        beyond = (self.rows.ranking - self.threshold) / self.temperature
+        return np.where(self.rows.truth == 1, -beyond, beyond)
+
+    @property
+    def called(self) -> np.ndarray:
+        """Whether each image is called fake, [n] bool."""
+        return self.rows.ranking >= self.threshold
+
+    def decode(self, index: int) -> np.ndarray:
+        """An image at its native size, [h, w, 3] uint8."""
+        records = self.scores.encoded
+        assert records is not None
+        return images.decode_png(records[index]["image"])
+
+    def tile(self, index: int, pictures: Sequence[page.Picture]) -> page.Tile:
+        """Pictures of an image with its label, verdict, score and path."""
+        label = splits.CLASSES[self.rows.truth[index]]
+        verdict = splits.CLASSES[int(self.called[index])]
+        logit = self.rows.ranking[index]
+        lines = [f"score {_percent(special.expit(logit))}"]
+        if self.calibration:
+            probability = float(self.calibration.probability(logit))
+            lines.append(f"P(fake) {_percent(probability)}")
+        if generator := self.rows.generators[index]:
+            lines.append(f"generator {generator}")
+        record = self.scores.records[index]
+        mark = "right" if label == verdict else "wrong"
+        title = f"{label}, called {verdict}: {mark}"
+        return page.Tile(pictures, title, lines, record["path"])
+
+
+def most_wrong(shown: Shown, preprocessing: Mapping[str, Any]) -> list[page.Part]:
+    """The images that lie furthest on the wrong side of the threshold.
+
+    Args:
+      shown: the split; without its images there is nothing.
+      preprocessing: of the checkpoint.
+    """
+    if shown.scores.encoded is None:
+        return []
+    margins = shown.margins
+    order = np.argsort(-margins, kind="stable")[:NUM_WRONG].tolist()
+    wrong = shown.called != (shown.rows.truth == 1)
+    total = int(wrong.sum())
+    seen = preprocess.Preprocessing.from_dict(preprocessing)
+    as_seen = seen.view == "resize" and seen.size <= _SIDE
+    tiles = []
+    for index in order:
+        label = splits.CLASSES[shown.rows.truth[index]]
+        image = shown.decode(index)
+        source = _source(seen(image) if as_seen else image)
+        picture = page.Picture(source, f"{label} image number {index + 1}")
+        tiles.append(shown.tile(index, [picture]))
+    caption = (
+        f"{total:,} of {margins.size:,} images are called what they are not. Here are "
+        f"the {len(order)} that lie furthest on the wrong side of the threshold, the "
+        "worst first, by their calibrated log odds"
+    )
+    if total < len(order):
+        caption += (
+            f"; after the {total} wrong ones, those that are right with the least "
+            "margin"
+        )
+    how = (
+        "They are shown as the network sees them."
+        if as_seen
+        else f"They are reduced to at most {_SIDE} pixels."
+    )
+    return [page.Images(f"{caption}. {how}", tiles)]
+
+
+def attention(
+    shown: Shown, meta: Mapping[str, Any], variables: Mapping[str, Any]
+) -> list[page.Part]:
+    """What each stage of the Fine-Tune Transformer attends to, in a few images.
+
+    Args:
+      shown: the split.
+      meta: of the checkpoint.
+      variables: its arrays.
+
+    Returns:
+      Nothing for a network without such stages, or without the images.
+    """
+    model = registry.build(meta["model"])
+    found = explanation.gammas(variables)
+    if (
+        not (isinstance(model, fdftnet.FDFtNet) and found)
+        or shown.scores.encoded is None
+    ):
+        return []
+    seen = preprocess.Preprocessing.from_dict(meta["preprocessing"])
+    chosen = _examples(shown)
+    views = np.stack([_view(shown.decode(index), seen) for index in chosen])
+    scaled = preprocess.scale(views, seen.scaling)
+    maps = [
+        np.asarray(stage)
+        for stage in explanation.attention_maps(model, variables, scaled)
+    ]
+    rows = [
+        (f"{number}", f"{stage.shape[1]} x {stage.shape[2]}", f"{gamma:+.4f}")
+        for number, (stage, gamma) in enumerate(zip(maps, found, strict=True), 1)
+    ]
+    tiles = []
+    for place, index in enumerate(chosen):
+        label = splits.CLASSES[shown.rows.truth[index]]
+        pictures = [page.Picture(_source(views[place]), f"{label} image", "image")]
+        for number, stage in enumerate(maps, 1):
+            weights = stage[place]
+            peak = weights.max() * weights.size
+            y, x = np.unravel_index(weights.argmax(), weights.shape)
+            pictures.append(
+                page.Picture(
+                    page.png(_coloured(weights)),
+                    f"attention of stage {number}: most at row {y + 1} of "
+                    f"{weights.shape[0]}, column {x + 1} of {weights.shape[1]}",
+                    f"stage {number} ({peak:.1f} x)",
+                )
+            )
+        tiles.append(shown.tile(index, pictures))
+    term = page.Term("gamma", definitions.WORDS["gamma"])
+    return [
+        page.Table("Stages.", ("stage", "positions", term), rows),
+        page.Images(
+            "How much each position is attended to, the mean over all queries, from "
+            "nothing (dark) to the most in this map (bright); '3 x' is at most three "
+            "times as much as if all were attended to alike. A map says where the "
+            "network looks and not why; with a gamma near 0 it hardly counts. Shown "
+            "are images that are called right and wrong with the largest margins.",
+            tiles,
+        ),
+    ]
+
+
+def _examples(shown: Shown) -> list[int]:
+    """Of each class some that are right and some that are wrong, the clearest ones."""
+    right = shown.called == (shown.rows.truth == 1)
+    chosen: list[int] = []
+    for label in (0, 1):
+        for kind in (right, ~right):
+            (indices,) = np.nonzero(kind & (shown.rows.truth == label))
+            order = np.argsort(-np.abs(shown.margins[indices]), kind="stable")
+            chosen += indices[order[:_NUM_ATTENDED]].tolist()
+    return chosen
+
+
+def _view(image: np.ndarray, seen: preprocess.Preprocessing) -> np.ndarray:
+    """What the network sees, [size, size, 3]; of several windows the middle one."""
+    view = seen(image)
+    return view if view.ndim == 3 else view[len(view) // 2]
+
+
+def _source(image: np.ndarray) -> str:
+    """An image as it is where that is small, else reduced, as a data URI."""
+    if max(image.shape[:2]) <= _SIDE:
+        return page.png(image)
+    small = Image.fromarray(image)
+    small.thumbnail((_SIDE, _SIDE))
+    return page.jpeg(np.asarray(small))
+
+
+def _coloured(weights: np.ndarray) -> np.ndarray:
+    """A map as colours, from 0 to its maximum: [h, w, 3] uint8."""
+    return mpl.colormaps[_COLOURS](weights / weights.max(), bytes=True)[..., :3]
+
+
+def _percent(probability: float) -> str:
+    """With as many digits as tell it from 0 and 1, up to 4 decimals."""
+    percent = 100 * probability
+    nearest = min(percent, 100 - percent)
+    decimals = 1 if nearest >= 0.1 else 4
+    return f"{percent:.{decimals}f} %"
