@@ -4,8 +4,8 @@
         [--workdir=runs/ablation]
 
 A backbone is pre-trained for each seed, and FDFtNet is fine-tuned from it with each
-value, on the same data. Prints a table and writes WORKDIR/<name>.md, .csv, .svg and
-.png. The same command goes on where it stopped.
+value, on the same data. Prints a table and writes WORKDIR/<name>.md, .csv, .svg,
+.png and .html. The same command goes on where it stopped.
 """
 
 import functools
@@ -92,7 +92,7 @@ def write_results(
     outcomes: grid.Outcomes,
 ) -> str:
     """Writes and draws what there is so far, and returns the table as Markdown."""
-    from fdftnet_jax.reporting import ablation_plot, tables
+    from fdftnet_jax.reporting import ablation_plot, grid_report, page, plots, tables
 
     found = {name: grid.scores(outcomes, runs) for name, runs in cells.items()}
     rows = [
@@ -102,24 +102,42 @@ def write_results(
         for name, runs in cells.items()
     ]
     stem = workdir / config.name
-    text = tables.write(
-        stem,
-        f"{config.label}: {config.backbone} on {config.dataset}, recipe "
-        + config.recipe,
-        rows,
-        toy=config.dataset == "toy",
-        failures=grid.failures(outcomes),
+    title = (
+        f"{config.label}: {config.backbone} on {config.dataset}, recipe {config.recipe}"
+    )
+    toy, failures = config.dataset == "toy", grid.failures(outcomes)
+    text = tables.write(stem, title, rows, toy=toy, failures=failures)
+    figure = ablation_plot.figure(
+        config.label,
+        {name: found[name] for name in cells if name != BASELINE},
+        found[BASELINE],
+        log_axis=config.log_axis,
     )
     for kind in ("svg", "png"):
-        ablation_plot.draw(
-            f"{stem}.{kind}",
-            config.label,
-            {name: found[name] for name in cells if name != BASELINE},
-            found[BASELINE],
-            log_axis=config.log_axis,
-        )
-    kinds = ", ".join(f"{config.name}.{kind}" for kind in ("md", "csv", "svg", "png"))
-    return f"{text}\nwritten to {workdir}: {kinds}"
+        plots.save(figure, f"{stem}.{kind}")
+    drawn = page.Figure(
+        plots.svg(figure),
+        f"Accuracy and AUROC against {config.label}, the values of the table above.",
+        "Points are means over seeds with their 95 % intervals; the dashed line is "
+        "the network before fine-tuning.",
+    )
+    grid_report.write(
+        stem,
+        title,
+        [
+            f"What {config.label} does to FDFtNet: a network was trained, and FDFtNet "
+            "fine-tuned from it with each value, on the same data. Higher is better, "
+            "and 50 is chance."
+        ],
+        tables.cells(rows),
+        notes=tables.notes(rows, toy=toy),
+        failures=failures,
+        config=config.to_json_best_effort(indent=2, sort_keys=True),
+        figures=[drawn],
+    )
+    kinds = ("md", "csv", "svg", "png", "html")
+    written = ", ".join(f"{config.name}.{kind}" for kind in kinds)
+    return f"{text}\nwritten to {workdir}: {written}"
 
 
 def _published(config: ml_collections.ConfigDict, run: grid.Run) -> Mapping[str, float]:

@@ -5,7 +5,8 @@
 
 The same data, the same number of epochs, the same selection on validation for every
 method; each is scored on the test splits of the new and of the old forgery. Prints a
-table and writes WORKDIR/compare.md and .csv. The same command goes on where it stopped.
+table and writes WORKDIR/compare.md, .csv and .html. The same command goes on where it
+stopped.
 """
 
 import csv
@@ -41,6 +42,15 @@ METHODS: dict[str, dict[str, Any]] = {
 REFERENCE = "full_finetune"
 OLD, NEW = "old", "new"
 BASE = "pre-trained"
+# What the words of the table mean; together the note below it.
+_NOTES = {
+    "±": "± is the 95 % interval of the mean over seeds (Student's t).",
+    "forgetting": "Forgetting is the AUROC on the old forgery that the pre-trained "
+    "backbone had and the method has not.",
+    f"against {REFERENCE}": f"Against {REFERENCE} with the same replay: the difference "
+    "in AUROC, mean over the seeds that both have, with its 95 % bootstrap interval "
+    "over the test images.",
+}
 # (method, replayed images per class) -> its runs; first the pre-trainings.
 Cells = dict[tuple[str, int], list[grid.Run]]
 
@@ -57,7 +67,7 @@ def prepare(
         for cell in cells.values()
         if seed < len(cell)
     ]
-    return runs, functools.partial(write_table, workdir, cells)
+    return runs, functools.partial(write_table, config, workdir, cells)
 
 
 def list_cells(config: ml_collections.ConfigDict) -> Cells:
@@ -138,26 +148,46 @@ def _scored(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
     return scored
 
 
-def write_table(workdir: Path, cells: Cells, outcomes: grid.Outcomes) -> str:
+def write_table(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    cells: Cells,
+    outcomes: grid.Outcomes,
+) -> str:
     """Writes what there is so far, and returns the table as Markdown."""
-    from fdftnet_jax.reporting import tables
+    from fdftnet_jax.reporting import definitions, grid_report, tables
 
     rows = [
         _row(method, replay, runs, cells, outcomes)
         for (method, replay), runs in cells.items()
         if any(OLD in outcomes[run.name].scores for run in runs)
     ]
-    notes = (
-        "± is the 95 % interval of the mean over seeds (Student's t). Forgetting is "
-        "the AUROC on the old forgery that the pre-trained backbone had and the method "
-        f"has not. Against {REFERENCE} with the same replay: the difference in AUROC, "
-        "mean over the seeds that both have, with its 95 % bootstrap interval over "
-        "the test images."
+    stem, failures = workdir / "compare", grid.failures(outcomes)
+    notes = " ".join(_NOTES.values())
+    text = tables.write_records(stem, "Comparison", rows, notes, failures)
+    toy = "toy" in (config.old.name, config.new.name)
+    grid_report.write(
+        stem,
+        "Ways to adapt a detector to a new forgery",
+        [
+            f"{config.backbone} was trained to know one forgery ('old', "
+            f"{_called(config.old)}) and then adapted to another ('new', "
+            f"{_called(config.new)}) in several ways, with the same images and epochs. "
+            "Higher is better, and 50 is chance; forgetting is what was lost on the "
+            "old forgery."
+        ],
+        [[*rows[0]], *([*row.values()] for row in rows)] if rows else [],
+        notes=[definitions.TOY] * toy,
+        failures=failures,
+        config=config.to_json_best_effort(indent=2, sort_keys=True),
+        words=_NOTES,
     )
-    text = tables.write_records(
-        workdir / "compare", "Comparison", rows, notes, grid.failures(outcomes)
-    )
-    return f"{text}\nwritten to {workdir}: compare.md, compare.csv"
+    return f"{text}\nwritten to {workdir}: compare.md, compare.csv, compare.html"
+
+
+def _called(fields: ml_collections.ConfigDict) -> str:
+    """A short name of the data of a forgery."""
+    return Path(fields.get("dir") or fields.name).name
 
 
 def _row(

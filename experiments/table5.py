@@ -4,7 +4,7 @@
 
 A cell pre-trains a backbone on a data set, scores it (baseline), fine-tunes FDFtNet on
 the disjoint finetune split of the same data, and scores that. Prints the table and
-writes WORKDIR/table5.md and .csv. The same command goes on where it stopped.
+writes WORKDIR/table5.md, .csv and .html. The same command goes on where it stopped.
 """
 
 import functools
@@ -60,7 +60,7 @@ def write_table(
     outcomes: grid.Outcomes,
 ) -> str:
     """Writes what there is so far, and returns the table as Markdown."""
-    from fdftnet_jax.reporting import paper, tables
+    from fdftnet_jax.reporting import grid_report, paper, tables
 
     rows = [
         tables.Row(
@@ -72,14 +72,27 @@ def write_table(
         for (dataset, backbone), pairs in cells.items()
         for detector, runs in zip(DETECTORS, zip(*pairs, strict=True), strict=True)
     ]
-    text = tables.write(
-        workdir / "table5",
-        f"Table 5, recipe {config.recipe}",
-        rows,
-        toy=any(dataset == "toy" for dataset, _ in cells),
-        failures=grid.failures(outcomes),
+    stem, title = workdir / "table5", f"Table 5, recipe {config.recipe}"
+    toy = any(dataset == "toy" for dataset, _ in cells)
+    failures = grid.failures(outcomes)
+    text = tables.write(stem, title, rows, toy=toy, failures=failures)
+    grid_report.write(
+        stem,
+        title,
+        [
+            "Detectors of forged pictures on several data sets. 'baseline' is a "
+            "network that was trained on the data set; 'FDFtNet' was then fine-tuned "
+            "from it on other images of the same data. Higher is better, and 50 is "
+            "chance."
+        ],
+        tables.cells(rows),
+        notes=tables.notes(rows, toy=toy),
+        failures=failures,
+        config=config.to_json_best_effort(indent=2, sort_keys=True),
+        text_columns=3,
+        words={"paper": "The figure that the paper's Table 5 gives."},
     )
-    return f"{text}\nwritten to {workdir}: table5.md, table5.csv"
+    return f"{text}\nwritten to {workdir}: table5.md, table5.csv, table5.html"
 
 
 if __name__ == "__main__":

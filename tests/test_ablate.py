@@ -129,7 +129,7 @@ def test_as_a_command(finished, cache_dir):
     assert [line for line in ended.stdout.splitlines() if line[:2] == "| "][1:] == (
         rows[1:]
     )
-    for kind in ("md", "csv", "svg", "png"):
+    for kind in ("md", "csv", "svg", "png", "html"):
         assert (workdir / f"stages.{kind}").exists()
     (workdir / "stages.md").unlink()
     ended = start(code, *arguments, "--dry_run")

@@ -109,25 +109,38 @@ def over_seeds(values: npt.ArrayLike) -> Estimate:
     return Estimate(float(found.mean()), float(half))
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, scores in percent."""
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The heads of the columns and the rows as text, scores in percent."""
     published = any(row.paper for row in rows)
     columns = [*rows[0].labels]
     for title in METRICS.values():
         columns += [title, *["paper"] * published]
     lines = [[*columns, "test images", "seeds"]]
-    lines.append(["---"] * len(lines[0]))
     for row in rows:
-        cells = [text.replace("|", "\\|") for text in row.labels.values()]
+        line = [*row.labels.values()]
         for metric in METRICS:
-            cells.append(percent(row.values(metric)) + _of_images(row, metric))
+            line.append(percent(row.values(metric)) + _of_images(row, metric))
             if published:
                 theirs = row.paper.get(metric)
-                cells.append("-" if theirs is None else f"{theirs:.2f}")
+                line.append("-" if theirs is None else f"{theirs:.2f}")
         found = len(row.scores)
         seeds = str(found) if found == row.seeds else f"{found} of {row.seeds}"
-        lines.append([*cells, _images(row) or "-", seeds])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        lines.append([*line, _images(row) or "-", seeds])
+    return lines
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, scores in percent."""
+    return _markdown(cells(rows))
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of heads and rows; nothing of nothing."""
+    if not lines:
+        return ""
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    escaped.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -184,21 +197,26 @@ def write(
     Returns:
       The Markdown.
     """
-    notes = []
+    text = f"# {title}\n\n{markdown(rows)}\n{' '.join(notes(rows, toy=toy))}\n"
+    return _write(stem, text, csv_text(rows), failures)
+
+
+def notes(rows: Sequence[Row], *, toy: bool) -> list[str]:
+    """What a reader of the table should know, a sentence or two each."""
+    found = []
     if any(len(row.scores) > 1 for row in rows):
-        notes.append("± is the 95 % interval of the mean over seeds (Student's t).")
+        found.append("± is the 95 % interval of the mean over seeds (Student's t).")
     if any(len(row.scores) == 2 for row in rows):
-        notes.append("From two seeds it is very wide: give three or more.")
+        found.append("From two seeds it is very wide: give three or more.")
     if any(len(row.scores) == 1 for row in rows):
-        notes.append("1 seed: how much another would differ is not known.")
+        found.append("1 seed: how much another would differ is not known.")
     if any(_of_images(row, metric) for row in rows for metric in METRICS):
-        notes.append("[ ] is the 95 % interval over test images (bootstrap).")
+        found.append("[ ] is the 95 % interval over test images (bootstrap).")
     if toy:
-        notes.append(
+        found.append(
             "Toy pictures: a figure on them says nothing about real forgeries."
         )
-    text = f"# {title}\n\n{markdown(rows)}\n{' '.join(notes)}\n"
-    return _write(stem, text, csv_text(rows), failures)
+    return found
 
 
 def _write(
@@ -233,9 +251,7 @@ def write_records(
     Returns:
       The Markdown.
     """
-    cells = [[*rows[0]], ["---"] * len(rows[0])] if rows else []
-    cells += [[text.replace("|", "\\|") for text in row.values()] for row in rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    table = _markdown([[*rows[0]], *([*row.values()] for row in rows)] if rows else [])
     return _write(stem, f"# {title}\n\n{table}\n{notes}\n", _csv(rows), failures)
 
 
