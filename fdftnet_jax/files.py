@@ -14,14 +14,15 @@ from fdftnet_jax.errors import UserError
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file that is there whole or, after a crash, as it was before."""
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file that is there whole or, after a crash, as it was before."""
     path = Path(path)
     # The process's number keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        data = content.encode() if isinstance(content, str) else content
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

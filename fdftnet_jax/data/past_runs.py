@@ -1,10 +1,19 @@
 """The data sets that earlier runs were trained on, by what checkpoints tell."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from fdftnet_jax.data import paper_sets, splits
+
+# What `experiments.prepare_faces` leaves beside its crops, and what of it makes a crop.
+PREPARATION = "preparation.json"
+FACE_RULES = (
+    *("detector", "detector_version", "faces"),
+    *("margin", "min_size", "min_confidence"),
+)
 
 
 def data_config(
@@ -40,3 +49,26 @@ def _replaced(old: dict[str, Any], new: dict[str, Any]) -> ml_collections.Config
         both = isinstance(value, dict) and isinstance(old.get(name), dict)
         merged[name] = {**old[name], **value} if both else value
     return ml_collections.ConfigDict(merged)
+
+
+def face_rules(directory: str) -> dict[str, Any] | None:
+    """The rules that the face crops of a folder were cut by; None where nobody knows.
+
+    Args:
+      directory: of the images: an output of `experiments.prepare_faces`, or one above
+        several that were prepared alike; '' for the toy.
+    """
+    if not directory:
+        return None
+    paths = [Path(directory) / PREPARATION]
+    if not paths[0].exists():
+        paths = sorted(Path(directory).glob(f"*/{PREPARATION}"))
+    found = []
+    for path in paths:
+        try:
+            record = json.loads(path.read_text())
+            found.append({name: record[name] for name in FACE_RULES})
+        # Somebody else's file of that name.
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return found[0] if found and all(rules == found[0] for rules in found) else None

@@ -168,15 +168,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> N
         "preprocessing": preprocessing.to_dict(),
         "labels": splits.CLASSES,
         # Every data set that the weights have seen, this run's own first.
-        "trained_on": [
-            {
-                "data": config.data.to_dict(),
-                "dataset": data.fingerprint,
-                "directory": data.dataset.directory,
-            },
-            *data.replayed,
-            *start.trained_on,
-        ],
+        "trained_on": [*data.described(config.data), *start.trained_on],
         "weights": start.weights,
         "replay": data.replay,
         "fake_share": data.fake_share(config.class_balance),

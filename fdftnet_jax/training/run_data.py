@@ -72,6 +72,27 @@ class RunData:
     validation: list[Part]
     replayed: list[dict[str, Any]]
 
+    def described(self, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+        """What a checkpoint tells of the run's own data set, and of a new replay's.
+
+        Args:
+          config: the section `data` of the run's config.
+        """
+        own = {
+            "data": config.to_dict(),
+            "dataset": self.fingerprint,
+            "directory": self.dataset.directory,
+        }
+        parts = self.train[: 1 + len(self.replayed)]
+        return [
+            {
+                **told,
+                "counts": list(part.counts),
+                "faces": past_runs.face_rules(told["directory"]),
+            }
+            for told, part in zip([own, *self.replayed], parts, strict=True)
+        ]
+
     def number(self) -> int:
         """Of the images that are trained on."""
         return sum(len(part.indices) for part in self.train)

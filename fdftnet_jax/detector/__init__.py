@@ -1,0 +1,1 @@
+"""A trained detector as one portable file: written by export, read anywhere."""

@@ -1,0 +1,292 @@
+"""A detector read from its file, which scores pictures."""
+
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import numpy as np
+from scipy import special
+
+from fdftnet_jax.data import images as image_files
+from fdftnet_jax.data import splits
+from fdftnet_jax.data.preprocess import Preprocessing
+from fdftnet_jax.detector import file, network
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
+
+# The detector that the package carries, and its file.
+TOY = "toy"
+TOY_FILE = Path(__file__).parent / "toy.safetensors"
+# Of the file's arrays: the program, beside the weights.
+STABLEHLO = "stablehlo"
+# What a program of `export` calls: it compares shapes, and only when it is compiled.
+_HARMLESS_CALLS = ("shape_assertion",)
+_LARGEST_SIDE = 4096
+_LARGEST_GRID = 64
+# A path, or a picture.
+Image = str | os.PathLike[str] | np.ndarray
+
+
+def load(path: str | os.PathLike[str], *, import_backbone: bool = False) -> "Detector":
+    """Reads a detector that `fdftnet export` has written; runs no code from it.
+
+    Args:
+      path: of the file, or 'toy' for the one that the package carries.
+      import_backbone: whether a network on a backbone MODULE:ATTRIBUTE may be rebuilt,
+        which imports the module that the file names: for files that you trust.
+
+    Raises:
+      UserError: there is no such file, it is no detector, or damaged.
+    """
+    path = TOY_FILE if path == TOY and not os.path.exists(TOY) else path
+    arrays, card = file.read(path)
+    try:
+        return Detector(path, arrays, card, import_backbone=import_backbone)
+    # By its digest the file is as it was written, so whoever wrote it made it so.
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise file.tampered(path, error) from error
+
+
+class Detector:
+    """Scores pictures as the run did that it was exported from.
+
+    Attributes:
+      card: all that the file says (see `export.card`).
+      preprocessing: from a picture to the network's views.
+      threshold: the lowest log odds that are called fake.
+      variables: `params` and `batch_stats` of the network.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        arrays: dict[str, np.ndarray],
+        card: dict[str, Any],
+        *,
+        import_backbone: bool = False,
+    ):
+        """Takes what `file.read` gave; see `load`."""
+        self._path = os.fspath(path)
+        self._import_backbone = import_backbone
+        self.card = card
+        if card["labels"] != list(splits.CLASSES):
+            raise ValueError(f"the classes are {card['labels']}")
+        self.preprocessing = Preprocessing.from_dict(card["preprocessing"])
+        if (
+            self.preprocessing.size > _LARGEST_SIDE
+            or self.preprocessing.grid > _LARGEST_GRID
+        ):
+            raise ValueError("views of such a size or number")
+        self.threshold = _number(card["threshold"]["logit"])
+        self._calibration = card["calibration"]
+        if self._calibration is not None:
+            _number(self._calibration["shift"])
+            if _number(self._calibration["temperature"]) <= 0:
+                raise ValueError("the temperature is not above 0")
+        program = arrays.pop(STABLEHLO)
+        if any(array.dtype != np.float32 for array in arrays.values()):
+            raise ValueError("weights that are not float32")
+        self._arrays = dict(sorted(arrays.items()))
+        self.variables = network.nested(self._arrays)
+        self._on_device: Any = None
+        self._compiled: dict[int, Any] = {}
+        self._program = self._exported(program)
+
+    def logits(self, views: np.ndarray) -> np.ndarray:
+        """Log odds of views, logit(fake) - logit(real).
+
+        A batch is filled up to a power of two, and each such number is compiled once.
+
+        Args:
+          views: [b, size, size, 3] uint8, or [b, v, size, size, 3] of v views of each
+            picture, whose logits are averaged.
+
+        Returns:
+          [b] float64.
+
+        Raises:
+          UserError: the views have another shape or type, or a score is not finite.
+        """
+        views = np.asarray(views)
+        size = self.preprocessing.size
+        if (
+            views.dtype != np.uint8
+            or views.ndim not in (4, 5)
+            or views.shape[-3:] != (size, size, 3)
+        ):
+            raise UserError(
+                f"expected views [b, {size}, {size}, 3] uint8, found "
+                f"{list(views.shape)} {views.dtype}; make them with "
+                "detector.preprocessing(image)"
+            )
+        rows = views.reshape(-1, size, size, 3)
+        if not len(rows):
+            return np.zeros(len(views))
+        padded = np.zeros((_power_of_two(len(rows)), size, size, 3), np.uint8)
+        padded[: len(rows)] = rows
+        logits = np.asarray(self._run(padded))[: len(rows)]
+        # As in evaluation, the mean is of float32.
+        logits = logits.reshape(len(views), -1, 2).mean(1)
+        found = logits[:, 1].astype(np.float64) - logits[:, 0]
+        if not np.isfinite(found).all():
+            raise UserError(
+                f"{self._path} gives a score that is not finite: its network has "
+                "diverged; train it again"
+            )
+        return found
+
+    def probability(self, z: np.ndarray) -> np.ndarray | None:
+        """P(fake), calibrated, of log odds; None without a calibration.
+
+        Args:
+          z: log odds of `logits`.
+        """
+        if self._calibration is None:
+            return None
+        temperature, shift = (self._calibration[k] for k in ("temperature", "shift"))
+        return special.expit(np.asarray(z) / temperature + shift)
+
+    def score(
+        self, images: Image | Iterable[Image], batch_size: int = 64
+    ) -> np.ndarray:
+        """Scores pictures of any size.
+
+        Args:
+          images: [b, h, w, 3] uint8 RGB; or several such [h, w, 3] and paths of image
+            files, in any mixture; or one path.
+          batch_size: views at a time, at least 1.
+
+        Returns:
+          [b] float64, raw P(fake) in [0, 1], as the column `score` of an evaluation.
+
+        Raises:
+          UserError: an array is no picture; its subclass `ImageError`: a file is none.
+        """
+        if isinstance(images, str | os.PathLike):
+            images = [images]
+        number = max(1, batch_size // self._views_each())
+        found = [
+            self.logits(np.stack([self._view(image) for image in chunk]))
+            for chunk in _chunks(images, number)
+        ]
+        return special.expit(np.concatenate([np.zeros(0), *found]))
+
+    def model(self) -> nn.Module:
+        """The Flax network `(images, *, train) -> logits [b, 2]`, for `variables`.
+
+        Raises:
+          UserError: the code of its backbone cannot be, or may not be, imported, or the
+            weights do not fit it.
+        """
+        model = self.card["model"]
+        if ":" in model["backbone"] and not self._import_backbone:
+            raise UserError(
+                f"the network in {self._path} is on {model['backbone']}, whose code "
+                "must be imported to rebuild it: where you trust the file, load it "
+                "with import_backbone=True"
+            )
+        # Each block and stage has weights: the file bounds what is built.
+        if max(model.get("num_blocks", 1), model.get("num_stages", 1)) > len(
+            self._arrays
+        ):
+            raise file.tampered(self._path, "more blocks than weights")
+        built = registry.build(model)
+        size = self.preprocessing.size
+        views = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+        expected = jax.eval_shape(
+            lambda views: built.init(jax.random.key(0), views, train=False), views
+        )
+        shapes = {path: leaf.shape for path, leaf in network.flat(expected).items()}
+        if shapes != {path: leaf.shape for path, leaf in self._arrays.items()}:
+            raise file.tampered(self._path, "the weights do not fit the network")
+        return built
+
+    def _exported(self, program: np.ndarray) -> network.Program | None:
+        """The file's own program; None, with a warning, where it cannot be read."""
+        size = self.preprocessing.size
+        views = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+        # Readers of what another version wrote raise whatever they raise.
+        try:
+            exported = jax.export.deserialize(bytearray(program.tobytes()))
+            text = exported.mlir_module()
+            found = jax.eval_shape(exported.call, self._arrays, views)
+        except Exception as error:
+            self._rebuild_because(error)
+            return None
+        allowed = sum(text.count(f"custom_call @{name}(") for name in _HARMLESS_CALLS)
+        if text.count("custom_call") != allowed:
+            raise ValueError("its program calls functions outside itself")
+        if found.shape != (1, 2) or found.dtype != np.float32:
+            raise ValueError(f"its program gives {found.dtype} {list(found.shape)}")
+        return exported.call
+
+    def _run(self, views: np.ndarray) -> jax.Array:
+        """Logits [b, 2] of a batch."""
+        if self._on_device is None:
+            self._on_device = jax.device_put(self._arrays)
+        if len(views) not in self._compiled:
+            self._compiled[len(views)] = self._lowered(views).compile()
+        return self._compiled[len(views)](self._on_device, views)
+
+    def _lowered(self, views: np.ndarray) -> jax.stages.Lowered:
+        if self._program is not None:
+            # It is for some kinds of devices, and for a time.
+            try:
+                return jax.jit(self._program).lower(self._on_device, views)
+            except Exception as error:
+                self._rebuild_because(error)
+                self._program = None
+        self.model()
+        program = network.build(self.card["model"], self.preprocessing.scaling)
+        return jax.jit(program).lower(self._on_device, views)
+
+    def _rebuild_because(self, error: Exception) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        warnings.warn(
+            f"the program in {self._path} cannot be used here ({reason}): the network "
+            "is rebuilt from its weights",
+            stacklevel=2,
+        )
+
+    def _view(self, image: Image) -> np.ndarray:
+        if isinstance(image, str | os.PathLike):
+            image = image_files.decode(image)
+        image = np.asarray(image)
+        if (
+            image.ndim != 3
+            or image.shape[2] != 3
+            or image.dtype != np.uint8
+            or not image.size
+        ):
+            raise UserError(
+                f"expected a picture [h, w, 3] uint8 RGB, found {list(image.shape)} "
+                f"{image.dtype}; give such arrays, or paths of image files"
+            )
+        return self.preprocessing(image)
+
+    def _views_each(self) -> int:
+        crops = self.preprocessing.view == "crops"
+        return self.preprocessing.grid**2 if crops else 1
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _chunks(images: Iterable[Image], number: int) -> Iterator[list[Image]]:
+    rest = iter(images)
+    while chunk := list(itertools.islice(rest, number)):
+        yield chunk
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

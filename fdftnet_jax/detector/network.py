@@ -1,0 +1,86 @@
+"""The function of a detector's file: named weights and views in, logits out.
+
+It is exported as StableHLO, with the weights as arguments, and rebuilt from the card
+where that program cannot be used.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.export
+import numpy as np
+
+from fdftnet_jax.data import preprocess
+from fdftnet_jax.models import precision, registry
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+Arrays = Mapping[str, Any]
+# `(arrays, views [b, size, size, 3] uint8) -> logits [b, 2] float32`.
+Program = Callable[[Arrays, Any], jax.Array]
+
+
+def build(model: Mapping[str, Any], scaling: str) -> Program:
+    """The function by the network's code.
+
+    Args:
+      model: as `registry.build` takes it, with its `dtype`.
+      scaling: of the views (see `preprocess.scale`).
+
+    Raises:
+      UserError: no such network.
+    """
+    apply = precision.computing_in(
+        model.get("dtype", "float32"), registry.build(model).apply
+    )
+
+    def logits(arrays: Arrays, views: Any) -> jax.Array:
+        images = preprocess.scale(views, scaling)
+        return apply(nested(arrays), images, train=False)
+
+    return logits
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` and `batch_stats` by path, such as 'params/conv1/kernel', sorted."""
+    leaves = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    return {path: leaves[path] for path in sorted(leaves)}
+
+
+def nested(arrays: Arrays) -> dict[str, Any]:
+    """What `flat` was given."""
+    found = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
+    return {"params": {}, "batch_stats": {}} | found
+
+
+def serialise(program: Program, arrays: Arrays, size: int) -> bytes:
+    """The function as StableHLO for any batch, on CPUs, NVIDIA GPUs and TPUs.
+
+    Args:
+      program: see `Program`.
+      arrays: whose shapes and types it takes.
+      size: side of the views, in pixels.
+    """
+    (batch,) = jax.export.symbolic_shape("b")
+    views = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    shapes = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
+        for name, array in arrays.items()
+    }
+    with _no_places():
+        exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)
+        return bytes(exported(shapes, views).serialize())
+
+
+@contextlib.contextmanager
+def _no_places() -> Iterator[None]:
+    """Keeps the places of the code, folders of this machine, out of a program."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
