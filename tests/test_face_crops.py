@@ -11,7 +11,7 @@ import pytest
 from drawn_videos import BLUE, Stub, canvas, rectangle
 from face_crop_runs import prepare, reasons, table
 
-from fdftnet_jax.data import face_crops, images, splits, video_crops
+from fdftnet_jax.data import face_choice, face_crops, images, splits, video_crops
 from fdftnet_jax.data.face_detection import Face
 from fdftnet_jax.errors import UserError
 
@@ -175,7 +175,7 @@ def test_a_face_in_the_background_is_not_taken_for_the_usual(
 
 
 def test_ties_of_size_are_broken_by_confidence_then_place():
-    rules = video_crops.Rules(1, 0, "all", 0, 1, 0)
+    rules = face_choice.FaceRules(faces="all", margin=0, min_size=1, min_confidence=0)
     faces = [
         Face(9, 9, 10, 10, 1),
         Face(5, 9, 10, 10, 1),
@@ -184,7 +184,7 @@ def test_ties_of_size_are_broken_by_confidence_then_place():
         Face(0, 0, 11, 10, 0),
     ]
     for order in itertools.permutations(faces):
-        chosen, _, _ = video_crops.choose(order, rules)
+        chosen, _, _ = face_choice.choose(order, rules)
         assert chosen == [faces[i] for i in (4, 2, 3, 1, 0)]
 
 

@@ -90,6 +90,7 @@ def prepare(
     checks.check(config, _RANGES, choices)
     detector = detectors[config.detector]
     rules = Rules(
+        detector=detector.name,
         every=config.every,
         max_frames=config.max_frames,
         faces=config.faces,
@@ -99,7 +100,6 @@ def prepare(
     )
     preparation = {
         "schema_version": 1,
-        "detector": detector.name,
         "detector_version": detector.version(),
         "opencv": cv2.__version__,
         **dataclasses.asdict(rules),

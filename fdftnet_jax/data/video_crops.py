@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,38 +11,27 @@ import cv2
 import numpy as np
 
 from fdftnet_jax import files
-from fdftnet_jax.data import images, videos
-from fdftnet_jax.data.face_detection import Face, FaceDetector, square_around
+from fdftnet_jax.data import face_choice, images, videos
+from fdftnet_jax.data.face_detection import FaceDetector
 from fdftnet_jax.errors import UserError
 
 # Folder, in the output, of crops that are not complete yet.
 INCOMPLETE = ".incomplete"
 # File, in a video's folder, of its record.
 RECORD = ".prepared.json"
-# Reasons for which a frame has no crop, besides those of `videos`.
-NO_FACE = "no face"
-UNSURE = "low confidence"
-TOO_SMALL = "face too small"
+# Reason for which a frame has no crop, besides those of `videos` and `face_choice`.
 ANOTHER = "smaller than the usual face"
 # Where one face a frame is taken: below this share of the median of the video's faces,
 # it is taken for that of somebody in the background.
 _USUAL_SHARE = 1 / 2
-# Faces below this share of the frame's shorter side are not looked for,
-_SMALLEST_SHARE = 1 / 20
-# nor those below this share of `min_size`, nor below this many pixels.
-_SMALLEST_OF_MIN, _LEAST = 1 / 2, 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class Rules(face_choice.FaceRules):
     """What determines the crops of a video; see `configs/prepare_faces.py`."""
 
-    every: int
-    max_frames: int
-    faces: str
-    margin: float
-    min_size: int
-    min_confidence: float
+    every: int = 10
+    max_frames: int = 0
 
 
 class Task(NamedTuple):
@@ -125,18 +113,11 @@ class Preparer:
             if frame.pixels is None:
                 record.rejected.append([frame.number, frame.problem, ""])
                 continue
-            height, width, _ = frame.pixels.shape
-            smallest = max(
-                _LEAST,
-                rules.min_size * _SMALLEST_OF_MIN,
-                min(height, width) * _SMALLEST_SHARE,
-            )
-            found = self._detect(frame.pixels, round(smallest))
-            faces, reason, detail = choose(found, rules)
-            if not faces:
-                record.rejected.append([frame.number, reason, detail])
-            for index, face in enumerate(faces):
-                square = square_around(face, rules.margin, height, width)
+            found = face_choice.find(frame.pixels, self._detect, rules)
+            if not found.faces:
+                record.rejected.append([frame.number, found.reason, found.detail])
+            for index, face in enumerate(found.faces):
+                square = found.squares[index]
                 png = images.encode_png(square.cut(frame.pixels))
                 name = crop_name(frame.number, index)
                 (self._temporary / name).write_bytes(png)
@@ -167,23 +148,3 @@ class Preparer:
 def crop_name(frame: int, face: int) -> str:
     """The file name of a crop."""
     return f"{frame:06d}_{face}.png"
-
-
-def choose(found: Sequence[Face], rules: Rules) -> tuple[list[Face], str, str]:
-    """Chooses the faces of a frame that are cut out.
-
-    Returns:
-      The faces, largest first; where there are none, why not, in the words of
-      `rejected.csv`, and a detail.
-    """
-    if not found:
-        return [], NO_FACE, ""
-    sure = [face for face in found if face.confidence >= rules.min_confidence]
-    if not sure:
-        return [], UNSURE, f"{max(face.confidence for face in found):.4g}"
-    sides = [min(face.width, face.height) for face in sure]
-    large = [f for f, side in zip(sure, sides, strict=True) if side >= rules.min_size]
-    if not large:
-        return [], TOO_SMALL, f"{max(sides)} pixels"
-    large.sort(key=lambda f: (-f.width * f.height, -f.confidence, f))
-    return large[:1] if rules.faces == "largest" else large, "", ""

@@ -7,6 +7,7 @@ VP8 and VP9, say nothing of a few wrong bytes; others notice some late.)
 """
 
 import contextlib
+import math
 import os
 import sys
 import tempfile
@@ -31,6 +32,8 @@ _TOLERANCE = 0.02
 # A decoder gives frames in another order than it reads them. So the first key frame
 # after a complaint may be the damaged one; the second is whole.
 _KEY_FRAMES = 2
+# Of a frame: four times as many as those of 8K have.
+_MOST_PIXELS = 2**27
 
 
 class VideoError(UserError):
@@ -110,7 +113,12 @@ def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[F
         )
         try:
             if not video.isOpened():
-                raise VideoError(name, said or "not a video that is read here")
+                # (OpenCV's own words say less.)
+                ours = "not a video that is read here"
+                raise VideoError(name, ours if "VIDEOIO" in said else said or ours)
+            sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+            if math.prod(map(video.get, sides)) > _MOST_PIXELS:
+                raise VideoError(name, f"frames of more than {_MOST_PIXELS:,} pixels")
             number, seconds, damaged = 0, 0.0, 0
             while True:
                 grabbed, complaint = decoder.hear(video.grab)

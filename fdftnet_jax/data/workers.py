@@ -1,4 +1,4 @@
-"""Work that is dealt to processes, one of which may be lost with what it works on.
+"""Work for processes of their own, which may be lost with what they work on.
 
 A broken video can take down the C library that reads it, and the process with it: a
 pool of the standard library then loses all that is in flight, or waits for ever.
@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,16 +23,26 @@ class Lost(NamedTuple):
     signal: str  # Its name.
 
 
+class Late(NamedTuple):
+    """Stands for what a process would have given, had there been more time."""
+
+
 class _Failure(NamedTuple):
     error: Exception
 
 
+class _Item(NamedTuple):
+    value: Any
+
+
 class _Worker:
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
         # A fresh interpreter: JAX's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.link, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(theirs, *arguments), daemon=True
+        )
         # Ctrl-C goes to all processes of a terminal; who ends these is their parent.
         # (The tracker, started by the first process, would lift the block.)
         resource_tracker.ensure_running()
@@ -86,7 +97,7 @@ def deal(
     try:
         while waiting or busy:
             while waiting and len(busy) < number:
-                worker = idle.pop() if idle else _Worker(make)
+                worker = idle.pop() if idle else _Worker(_serve, make)
                 task = waiting.pop()
                 busy[worker.link] = worker, task
                 # A process that died at its start is noticed below.
@@ -106,6 +117,61 @@ def deal(
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:
             worker.end()
+
+
+def stream(
+    work: Callable[[Task], Iterable[Any]], task: Task, seconds: float
+) -> Generator[Any, None, None]:
+    """Yields what a process of its own finds for one task, as it finds it.
+
+    The process ends with this one, and with the iterator. It is at most a few items
+    ahead of who takes them.
+
+    Args:
+      work: what yields the items; like the task and the items, it must be picklable.
+      task: its argument.
+      seconds: the process is ended when it was waited for so long, in all items
+        together: the time that is spent with the items does not count.
+
+    Yields:
+      The items; last of all `Lost` where the process was killed, or `Late` where the
+      time was up.
+
+    Raises:
+      Exception: what `work` raised.
+    """
+    worker = _Worker(_serve_stream, work, task)
+    try:
+        while True:
+            start = time.monotonic()
+            if not worker.link.poll(max(seconds, 0)):
+                yield Late()
+                return
+            result = worker.result()
+            seconds -= time.monotonic() - start
+            if isinstance(result, _Failure):
+                raise result.error
+            if isinstance(result, _Item):
+                yield result.value
+                continue
+            if isinstance(result, Lost):
+                yield result
+            return
+    finally:
+        worker.end()
+
+
+def _serve_stream(
+    link: connection.Connection, work: Callable[[Any], Iterable[Any]], task: Any
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end = None
+    try:
+        for item in work(task):
+            link.send(_Item(item))
+    except Exception as error:
+        end = _Failure(error)
+    link.send(end)
 
 
 def _serve(

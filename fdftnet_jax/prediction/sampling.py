@@ -1,0 +1,104 @@
+"""The frames of a video that are scored, read in a process that can be ended.
+
+What the frames become, views of faces, leaves the process; the frames do not. (Nothing
+here needs JAX, so the process is there at once.)
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from fdftnet_jax.data import videos, workers
+from fdftnet_jax.data.face_choice import FaceRules
+from fdftnet_jax.data.preprocess import Preprocessing
+from fdftnet_jax.prediction import faces
+
+# What is said of a video that is not read to its end.
+UNREADABLE, SLOW = "unreadable video", "reading takes too long"
+DAMAGED = videos.DAMAGED
+
+
+class Sample(NamedTuple):
+    """A frame that was looked at."""
+
+    number: int  # Counts the video's frames from 0.
+    seconds: float  # From the start of the video.
+    boxes: list[faces.Box]  # Of its faces, the largest first; or the whole frame.
+    # [faces, windows, size, size, 3] uint8; the windows are those of 'crops', else one.
+    views: np.ndarray | None  # None where there is no face.
+    reason: str = ""  # Why there is none; '' where there is one.
+
+
+class Stopped(NamedTuple):
+    """Comes last where a video is not read to its end."""
+
+    reason: str
+
+
+class Task(NamedTuple):
+    """A video, and how it is read."""
+
+    path: str
+    every: int
+    max_frames: int
+    rules: FaceRules | None
+    preprocessing: Preprocessing
+
+
+Reader = Callable[[Task, float], Iterator[Sample | Stopped]]
+
+
+def read(task: Task, seconds: float) -> Generator[Sample | Stopped, None, None]:
+    """Reads a video in a process of its own.
+
+    Args:
+      task: what to read; with `rules` its faces, without them whole frames. For
+        `every` and `max_frames` see `videos.read`.
+      seconds: at most so long, not counting what is done with the samples.
+
+    Yields:
+      The samples in order; at last `Stopped` where the video cannot be read, ends
+      early, takes too long, or took its process down.
+
+    Raises:
+      UserError: the face detector's packages are missing.
+    """
+    for found in workers.stream(samples, task, seconds):
+        if isinstance(found, workers.Late):
+            yield Stopped(f"{SLOW}: stopped after {seconds:g} s")
+        elif isinstance(found, workers.Lost):
+            yield Stopped(f"{UNREADABLE}: reading it ended with {found.signal}")
+        else:
+            yield found
+
+
+def samples(task: Task) -> Iterator[Sample | Stopped]:
+    """Reads a video in this process; see `read`."""
+    # The process has a single core's work.
+    cv2.setNumThreads(1)
+    try:
+        for frame in videos.read(task.path, task.every, task.max_frames):
+            if frame.problem == videos.CUT_SHORT:
+                end = f"after {frame.number} frames ({frame.seconds:.1f} s)"
+                yield Stopped(f"{videos.CUT_SHORT}: {end}")
+            elif frame.pixels is None:
+                yield Sample(frame.number, frame.seconds, [], None, frame.problem)
+            else:
+                yield _sample(frame, frame.pixels, task)
+    except videos.VideoError as error:
+        yield Stopped(f"{UNREADABLE}: {error.reason}")
+
+
+def _sample(frame: videos.Frame, pixels: np.ndarray, task: Task) -> Sample:
+    height, width, _ = pixels.shape
+    crops, reason = [pixels], ""
+    boxes: list[faces.Box] = [(0, 0, width, height)]
+    if task.rules is not None:
+        found, reason = faces.find(pixels, task.rules)
+        crops, boxes = [face.crop for face in found], [face.box for face in found]
+    views = [task.preprocessing(crop) for crop in crops]
+    size = task.preprocessing.size
+    stacked = np.stack(views).reshape(len(views), -1, size, size, 3) if views else None
+    return Sample(frame.number, frame.seconds, boxes, stacked, reason)
