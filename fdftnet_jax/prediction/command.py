@@ -1,0 +1,106 @@
+"""The arguments of `fdftnet predict`. Imports nothing heavy: help is instant."""
+
+import argparse
+import dataclasses
+
+_DESCRIPTION = """\
+Says of pictures and videos whether they show a real or a fake face, or why it cannot be
+said. Prints a line for each input; --csv and --json keep all that is known.
+"""
+
+_EPILOG = """\
+A picture with several faces is as fake as the face that looks most so; with --csv and
+--json, a row for each face follows that of the picture. An input that cannot be judged
+is 'undecided', with a reason: no face was found, the face is too small, the file is
+damaged. It has no score.
+
+exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a mistake in
+the command; 130 after Ctrl-C.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command was given; see its help."""
+
+    detector: str
+    paths: list[str]
+    csv: str | None = None
+    json: str | None = None
+    faces: str = "auto"
+    threshold: float | None = None
+    workers: int = 0
+    plots: str | None = None
+    explain: str | None = None
+    debug: bool = False
+
+
+def add_predict(subparsers) -> None:
+    """Adds `predict` to the commands; its `run` takes the arguments.
+
+    `run` returns the exit code, and raises UserError and Interrupted.
+    """
+    parser = subparsers.add_parser(
+        "predict",
+        help="say of pictures and videos whether they are real or fake",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("detector", help="file that `fdftnet export` has written")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image, video, folder (with all below it), pattern such as 'a/**/*.jpg', "
+        "or - for a list on standard input",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--csv", metavar="F", help="write the rows to F instead (- is standard output)"
+    )
+    where.add_argument(
+        "--json",
+        metavar="F",
+        help="the same as one JSON document, with its circumstances",
+    )
+    parser.add_argument(
+        "--faces",
+        choices=("auto", "whole", "crop"),
+        default="auto",
+        help="crop: find the faces and score each; whole: score the picture as it is; "
+        "auto (default): as the detector was trained",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="fake from this probability on: the calibrated one, or the raw score of a "
+        "detector that is not calibrated (default: the detector's own)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read files (default: one for each core)",
+    )
+    parser.add_argument(
+        "--plots", metavar="DIR", help="draw the timeline of each video into DIR"
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="draw what the network looks at, of each image, into DIR",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.prediction import run
+
+    names = [field.name for field in dataclasses.fields(Options)]
+    return run.predict(Options(**{name: getattr(arguments, name) for name in names}))

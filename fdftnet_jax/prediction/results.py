@@ -1,0 +1,157 @@
+"""What is said of an input: rows, and how a score becomes a verdict.
+
+Each input has one row without a face number, which speaks for all of it. A picture with
+several faces is as fake as the face that looks most so: its row has that face's box,
+score and verdict, and a row for each face follows, the largest first. (The more faces,
+the more chances of a false alarm.) A video's row is that of the person who looks most
+fake; where several were followed, a row for each comes after it (see `video`).
+
+An input without a verdict is `undecided` and says why; it has no score.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.prediction import video
+from fdftnet_jax.prediction.faces import Box
+
+REAL, FAKE, UNDECIDED = "real", "fake", "undecided"
+
+
+class Row(NamedTuple):
+    """A line of the results; None for what there is not."""
+
+    path: str
+    kind: str  # See `inputs.Item`.
+    face: int | None = None  # From 0; None for the whole input.
+    # The face's box in the picture, in pixels; in a video, the median over its frames.
+    x: int | None = None
+    y: int | None = None
+    width: int | None = None
+    height: int | None = None
+    score: float | None = None  # Raw P(fake) in [0, 1].
+    logit: float | None = None  # The log odds of the score.
+    probability: float | None = None  # Calibrated P(fake) in [0, 1].
+    verdict: str = UNDECIDED
+    reason: str = ""  # Of UNDECIDED.
+    notes: str = ""  # What to know before trusting the verdict.
+    # Of a video: the frames with this face that were scored; the standard deviation of
+    # their logits, and a 95 % interval of the score, see `spread.interval`.
+    frames: int | None = None
+    deviation: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+
+
+class Judge:
+    """Gives verdicts, by a detector's own threshold or by one of the user's.
+
+    Attributes:
+      of: what the threshold is about: 'probability' (calibrated P(fake)) where the
+        detector is calibrated, else 'score' (raw P(fake)).
+      threshold: of that, in [0, 1]; from it on, a face is called fake.
+    """
+
+    def __init__(self, detector: Any, threshold: float | None = None):
+        """Takes a `Detector`; raises UserError unless `threshold` is in [0, 1]."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(
+                f"expected --threshold to be a probability in [0, 1], found "
+                f"{threshold:g}; leave it out for the detector's own"
+            )
+        self._detector = detector
+        self._given = threshold
+        at = np.array([detector.threshold], np.float64)
+        probability = detector.probability(at)
+        self.of = "score" if probability is None else "probability"
+        own = special.expit(at) if probability is None else probability
+        self.threshold = float(own[0]) if threshold is None else threshold
+
+    def row(self, path: str, kind: str, logit: float, **fields: Any) -> Row:
+        """The row of something that was scored; its logit is finite."""
+        z = np.array([logit], np.float64)
+        score = float(special.expit(z)[0])
+        calibrated = self._detector.probability(z)
+        probability = None if calibrated is None else float(calibrated[0])
+        if self._given is None:
+            # The threshold as it was chosen, without rounding.
+            fake = logit >= self._detector.threshold
+        else:
+            fake = (score if probability is None else probability) >= self._given
+        return Row(
+            path,
+            kind,
+            score=score,
+            logit=float(logit),
+            probability=probability,
+            verdict=FAKE if fake else REAL,
+            **fields,
+        )
+
+    def picture(
+        self,
+        path: str,
+        kind: str,
+        boxes: Sequence[Box | None],
+        logits: Sequence[float],
+    ) -> list[Row]:
+        """The rows of a picture with one face or more.
+
+        Args:
+          path: of the file.
+          kind: see `inputs.Item`.
+          boxes: (x, y, width, height) of each face, None for the whole picture.
+          logits: of each.
+
+        Returns:
+          The row of the picture, and those of its faces if they are several.
+        """
+        parts = [
+            self.row(path, kind, logit, face=number, **_sides(box))
+            for number, (box, logit) in enumerate(zip(boxes, logits, strict=True))
+        ]
+        return _with_whole(parts, int(np.argmax(logits)))
+
+    def video(self, path: str, kind: str, found: video.VideoResult) -> list[Row]:
+        """The row of a video, and those of its tracks if they are several."""
+        if found.deciding is None:
+            return [Row(path, kind, reason=found.reason)]
+        parts = []
+        for number, track in enumerate(found.tracks):
+            low, high = track.interval or (None, None)
+            few = f"in fewer than {video.LEAST_FRAMES} frames: does not count"
+            made = self.row(
+                path,
+                kind,
+                track.logit,
+                face=number,
+                notes="" if found.counts(number) else few,
+                frames=track.logits.size,
+                deviation=track.deviation,
+                score_low=None if low is None else float(special.expit(low)),
+                score_high=None if high is None else float(special.expit(high)),
+                **_sides(tuple(np.rint(np.median(track.boxes, axis=0)))),
+            )
+            parts.append(made)
+        whole, *rest = _with_whole(parts, found.deciding)
+        return [whole._replace(notes="; ".join(found.notes)), *rest]
+
+
+def deciding(rows: Sequence[Row]) -> int:
+    """The number of the face that speaks for an input, by its rows."""
+    return next((i for i, row in enumerate(rows[1:]) if row.logit == rows[0].logit), 0)
+
+
+def _with_whole(parts: list[Row], deciding: int) -> list[Row]:
+    """Puts the row of the whole input before those of its parts, if several."""
+    return [parts[deciding]._replace(face=None), *(parts if len(parts) > 1 else [])]
+
+
+def _sides(box: Box | None) -> dict[str, int]:
+    if box is None:
+        return {}
+    return dict(zip(("x", "y", "width", "height"), map(int, box), strict=True))

@@ -1,0 +1,281 @@
+"""The work of `fdftnet predict`, from its options to its exit code."""
+
+import collections
+import contextlib
+import functools
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import fdftnet_jax
+from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.prediction import faces, inputs, results, stream, video, writers
+from fdftnet_jax.prediction.command import Options
+from fdftnet_jax.prediction.inputs import printable
+from fdftnet_jax.prediction.results import Row
+
+NOTHING_DECIDED = 3
+# Views that the network scores at a time; a power of two, see `Detector.logits`.
+BATCH = 64
+# Batches of files that may be decoded before the network needs them.
+_AHEAD = 2
+# Inputs without a verdict that the summary names.
+_NAMED = 10
+SCHEMA_VERSION = 1
+
+
+def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
+    """Scores what the options name, and writes and says what was found.
+
+    Args:
+      options: of the command.
+      load: path -> `Detector`; None reads a file.
+
+    Returns:
+      0, or `NOTHING_DECIDED` where no input has a verdict.
+
+    Raises:
+      UserError: the detector, an option or a place to write to is not as expected;
+        nothing was scored then, unless a disk is full.
+      Interrupted: at Ctrl-C; what was scored is written.
+    """
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            # No name may end the work, whatever the terminal's characters are.
+            output.reconfigure(errors="backslashreplace")
+    if options.workers < 0:
+        raise UserError(
+            f"expected --workers to be 1 or more, found {options.workers}; leave it "
+            "out for one for each core"
+        )
+    own = {_folder(path, flag) for path, flag in _folders(options)}
+    detector = (load or fdftnet_jax.load)(options.detector)
+    judge = results.Judge(detector, options.threshold)
+    crop = options.faces == "crop" or (
+        options.faces == "auto" and detector.card["faces"] is not None
+    )
+    rules = faces.rules_of(detector.card["faces"]) if crop else None
+    listed: list[str] = []
+    if inputs.STDIN in options.paths:
+        listed = inputs.read_list(sys.stdin.buffer)
+    header = _header(detector, judge, crop=crop)
+    say_on_stderr = functools.partial(print, file=sys.stderr)
+    for line in _opening(header):
+        say_on_stderr(line)
+
+    def items(skipped: inputs.Skipped | None = None) -> Iterator[inputs.Item]:
+        return inputs.expand(options.paths, listed, own=own, skipped=skipped)
+
+    # The names are read once more, for the length of the bar.
+    total = sum(1 for _ in items()) if sys.stderr.isatty() else None
+    skipped = inputs.Skipped()
+    tally = Tally()
+    # `disable=None` shows the bar on a terminal only.
+    with tqdm(total=total, unit=" files", disable=None, leave=False) as bar:
+        say = functools.partial(_say, bar)
+        writer: writers.Writer
+        if options.csv is not None:
+            writer = writers.CsvFile(options.csv)
+        elif options.json is not None:
+            writer = writers.JsonFile(options.json, header)
+        else:
+            writer = writers.Table(calibrated=judge.of == "probability", say=say)
+        work = _Work(options, detector, judge, rules)
+        try:
+            for rows in work(items(skipped)):
+                writer.add(rows)
+                tally.add(rows)
+                bar.update()
+        except KeyboardInterrupt as error:
+            writer.close(tally.summary(skipped), complete=False)
+            number = error.signal if isinstance(error, Interrupted) else 2
+            raise Interrupted(
+                number,
+                f"stopped after {tally.inputs} inputs, whose results are in "
+                f"{writer.place}; the same command begins again",
+            ) from None
+        except BaseException:
+            with contextlib.suppress(Exception):
+                writer.close(tally.summary(skipped), complete=False)
+            raise
+    writer.close(tally.summary(skipped), complete=True)
+    for line in tally.lines(skipped, writer.place):
+        say_on_stderr(line)
+    return 0 if tally.decided else NOTHING_DECIDED
+
+
+class _Work:
+    """Turns items into rows."""
+
+    def __init__(self, options: Options, detector: Any, judge: results.Judge, rules):
+        self._options = options
+        self._detector = detector
+        self._judge = judge
+        self._rules = rules
+        # The network has all cores already; and compiles once.
+        self._lock = threading.Lock()
+
+    def __call__(self, items: Iterator[inputs.Item]) -> Iterator[list[Row]]:
+        """Yields the rows of each input, in order."""
+        find = None
+        if self._rules is not None:
+            find = functools.partial(faces.find, rules=self._rules)
+        looker = stream.Looker(
+            self._detector.preprocessing,
+            find=find,
+            video=self._video,
+            keep=self._options.explain is not None,
+            debug=self._options.debug,
+        )
+        threads = self._options.workers or len(os.sched_getaffinity(0))
+        seen = stream.in_order(looker, items, threads=threads, ahead=_AHEAD * BATCH)
+        with contextlib.closing(seen):
+            for number, (one, logits) in enumerate(
+                stream.scored(seen, self._logits, BATCH)
+            ):
+                yield self._rows(number, one, logits)
+
+    def _logits(self, views: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return np.asarray(self._detector.logits(views), np.float64)
+
+    def _video(self, path: str) -> video.VideoResult:
+        return video.score_video(
+            path, self._detector, rules=self._rules, score=self._logits
+        )
+
+    def _rows(self, number: int, seen: stream.Seen, logits: np.ndarray) -> list[Row]:
+        path = seen.item.path
+        if seen.video is not None:
+            return self._judge.video(path, seen.kind, seen.video)
+        if seen.reason:
+            return [Row(path, seen.kind, reason=seen.reason)]
+        return self._judge.picture(path, seen.kind, seen.boxes, logits.tolist())
+
+
+class Tally:
+    """Counts verdicts, and remembers some of the inputs without one.
+
+    Attributes:
+      inputs: all of them.
+    """
+
+    def __init__(self) -> None:
+        self.inputs = 0
+        self._verdicts: collections.Counter[str] = collections.Counter()
+        self._named: list[Row] = []
+        self._began = time.monotonic()
+
+    @property
+    def decided(self) -> int:
+        """Inputs with a verdict."""
+        return self._verdicts[results.REAL] + self._verdicts[results.FAKE]
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Takes the rows of an input."""
+        row = rows[0]
+        self.inputs += 1
+        self._verdicts[row.verdict] += 1
+        if row.verdict == results.UNDECIDED and len(self._named) < _NAMED:
+            self._named.append(row)
+
+    def summary(self, skipped: inputs.Skipped) -> dict[str, Any]:
+        """For JSON."""
+        verdicts = (results.REAL, results.FAKE, results.UNDECIDED)
+        return {
+            "inputs": self.inputs,
+            **{verdict: self._verdicts[verdict] for verdict in verdicts},
+            "skipped": vars(skipped),
+        }
+
+    def lines(self, skipped: inputs.Skipped, place: str) -> Iterator[str]:
+        """For people; the inputs without a verdict come last, with their reasons."""
+        seconds = time.monotonic() - self._began
+        verdicts = (results.REAL, results.FAKE, results.UNDECIDED)
+        counted = ", ".join(f"{self._verdicts[v]} {v}" for v in verdicts)
+        rate = self.inputs / seconds
+        yield f"{_many(self.inputs, 'input')}: {counted}; {seconds:.1f} s, {rate:.3g}/s"
+        left_out = [
+            _many(skipped.other, "file") + " of other kinds",
+            _many(skipped.hidden, "hidden file"),
+            _many(skipped.visited, "link") + " to a folder that was visited",
+            _many(skipped.own, "folder") + " that this command writes to",
+        ]
+        if told := [text for text in left_out if not text.startswith("0 ")]:
+            yield f"left out: {', '.join(told)}"
+        if place != writers.ON_SCREEN:
+            yield f"results: {printable(place)}"
+        undecided = self._verdicts[results.UNDECIDED]
+        if undecided:
+            yield "undecided:"
+        for row in self._named:
+            yield f"  {printable(row.path)}: {printable(row.reason)}"
+        if more := undecided - len(self._named):
+            yield f"  and {more} more, with their reasons, in {printable(place)}"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _folders(options: Options) -> list[tuple[str, str]]:
+    given = ((options.plots, "--plots"), (options.explain, "--explain"))
+    return [(path, flag) for path, flag in given if path is not None]
+
+
+def _folder(path: str, flag: str) -> inputs.Identity:
+    """Makes a folder to write to; raises UserError where that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(None, "no permission to write")
+        return inputs.identity(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write to {flag} {printable(path)}: {reason}; give another folder"
+        ) from error
+
+
+def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any]:
+    """What the results depend on, for JSON."""
+    card = detector.card
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fdftnet_jax": fdftnet_jax.__version__,
+        "detector": {
+            "name": card["name"],
+            "sha256": getattr(detector, "digest", None),
+            "toy": card["toy"],
+        },
+        "threshold": {"of": judge.of, "value": judge.threshold},
+        "faces": "crop" if crop else "whole",
+    }
+
+
+def _opening(header: dict[str, Any]) -> Iterator[str]:
+    of = header["threshold"]["of"]
+    what = "P(fake)" if of == "probability" else "score (not calibrated)"
+    looks = "each face" if header["faces"] == "crop" else "the whole picture"
+    name = printable(str(header["detector"]["name"]))
+    yield (
+        f"{name}: scores {looks}; fake from {what} {header['threshold']['value']:.3g}"
+    )
+    if header["detector"]["toy"]:
+        yield "a toy: it was trained on drawn faces, and knows nothing of photographs"
+
+
+def _say(bar: tqdm, line: str) -> None:
+    """Prints a line above a progress bar."""
+    if bar.disable:
+        print(line, flush=True)
+    else:
+        bar.write(line)

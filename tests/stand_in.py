@@ -1,0 +1,45 @@
+"""A detector for the tests of prediction: quick, and known in closed form."""
+
+import types
+
+import numpy as np
+from scipy import special
+
+from fdftnet_jax.data import preprocess
+
+# Calibrated P(fake) = 1 / (1 + exp(-(z / TEMPERATURE + SHIFT))).
+TEMPERATURE, SHIFT = 2.0, -0.25
+
+
+class StandIn:
+    """Finds red pictures fake: z is the mean of red less that of blue, over 16."""
+
+    threshold = 0.5
+
+    def __init__(self, *, calibrated=True, faces=None, toy=False, **preprocessing):
+        self.preprocessing = preprocess.Preprocessing(**{"size": 8, **preprocessing})
+        self.card = {"name": "stand-in", "toy": toy, "faces": faces}
+        self._calibrated = calibrated
+        self.batches = []
+
+    def logits(self, views):
+        assert views.dtype == np.uint8
+        self.batches.append(views.shape)
+        means = views.reshape(len(views), -1, 3).mean(1, dtype=np.float64)
+        return (means[:, 0] - means[:, 2]) / 16
+
+    def probability(self, z):
+        return special.expit(z / TEMPERATURE + SHIFT) if self._calibrated else None
+
+    def expected(self, image):
+        """The logit of a picture, [h, w, 3] uint8."""
+        view = self.preprocessing(image)
+        return float(self.logits(view if view.ndim == 4 else view[None]).mean())
+
+
+def load_instead(monkeypatch, detector):
+    """Makes `load` give a detector whatever the path."""
+    import fdftnet_jax.detector.detector as module
+
+    monkeypatch.setattr(module, "load", lambda path, **_: detector)
+    return types.SimpleNamespace(path="stand-in.safetensors")
