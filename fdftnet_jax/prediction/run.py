@@ -4,11 +4,12 @@ import collections
 import contextlib
 import functools
 import io
+import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from fdftnet_jax.prediction.command import Options
 from fdftnet_jax.prediction.inputs import printable
 from fdftnet_jax.prediction.results import Row
 
-NOTHING_DECIDED = 3
+# Exit codes; the second is 128 + SIGPIPE, as shells count.
+NOTHING_DECIDED, PIPE_CLOSED = 3, 141
 # Views that the network scores at a time; a power of two, see `Detector.logits`.
 BATCH = 64
 # Batches of files that may be decoded before the network needs them.
@@ -40,7 +42,8 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
       load: path -> `Detector`; None reads a file.
 
     Returns:
-      0, or `NOTHING_DECIDED` where no input has a verdict.
+      0; `NOTHING_DECIDED` where no input has a verdict; `PIPE_CLOSED` where the
+      program that reads the results has ended.
 
     Raises:
       UserError: the detector, an option or a place to write to is not as expected;
@@ -90,10 +93,15 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
             writer = writers.Table(calibrated=judge.of == "probability", say=say)
         work = _Work(options, detector, judge, rules)
         try:
-            for rows in work(items(skipped)):
-                writer.add(rows)
-                tally.add(rows)
-                bar.update()
+            with contextlib.closing(work(items(skipped))) as found:
+                for rows in found:
+                    writer.add(rows)
+                    tally.add(rows)
+                    bar.update()
+        except BrokenPipeError:
+            # Who read the results has enough. (Python would fail on what is left.)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
         except KeyboardInterrupt as error:
             writer.close(tally.summary(skipped), complete=False)
             number = error.signal if isinstance(error, Interrupted) else 2
@@ -102,7 +110,7 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
                 f"stopped after {tally.inputs} inputs, whose results are in "
                 f"{writer.place}; the same command begins again",
             ) from None
-        except BaseException:
+        except Exception:
             with contextlib.suppress(Exception):
                 writer.close(tally.summary(skipped), complete=False)
             raise
@@ -123,7 +131,9 @@ class _Work:
         # The network has all cores already; and compiles once.
         self._lock = threading.Lock()
 
-    def __call__(self, items: Iterator[inputs.Item]) -> Iterator[list[Row]]:
+    def __call__(
+        self, items: Iterator[inputs.Item]
+    ) -> Generator[list[Row], None, None]:
         """Yields the rows of each input, in order."""
         find = None
         if self._rules is not None:
@@ -137,11 +147,17 @@ class _Work:
         )
         threads = self._options.workers or len(os.sched_getaffinity(0))
         seen = stream.in_order(looker, items, threads=threads, ahead=_AHEAD * BATCH)
-        with contextlib.closing(seen):
+        try:
             for number, (one, logits) in enumerate(
                 stream.scored(seen, self._logits, BATCH)
             ):
                 yield self._rows(number, one, logits)
+        finally:
+            # What was begun in vain ends at once: a thread cannot be ended, but waits
+            # for such a process.
+            seen.close()
+            for process in multiprocessing.active_children():
+                process.kill()
 
     def _logits(self, views: np.ndarray) -> np.ndarray:
         with self._lock:

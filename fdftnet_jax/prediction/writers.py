@@ -61,6 +61,8 @@ class _File:
                 fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.stream.truncate(0)
         except (OSError, ValueError) as error:
+            if hasattr(self, "stream"):
+                self.stream.close()
             reason = getattr(error, "strerror", None) or error
             if isinstance(error, BlockingIOError):
                 reason = "another process is writing it"
@@ -74,8 +76,15 @@ class _File:
         """Turns a full disk into one line; what is written is out at the end."""
         advice = "free space and give the command again; what is there so far is kept"
         with files.writing("the results", Path(self.place).parent, 10**6, advice):
-            yield self.stream
-            self.stream.flush()
+            try:
+                yield self.stream
+                self.stream.flush()
+            except OSError:
+                # What cannot be written now cannot be later.
+                if self.stream is not sys.stdout:
+                    with contextlib.suppress(OSError):
+                        self.stream.close()
+                raise
 
     def close(self, *, complete: bool) -> None:
         if self.stream is sys.stdout:

@@ -1,0 +1,153 @@
+"""What the arguments of `fdftnet predict` stand for, and in which order."""
+
+import io
+import os
+
+import pytest
+
+from fdftnet_jax.prediction import inputs
+from fdftnet_jax.prediction.inputs import FOLDER, IMAGE, VIDEO, Item
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.jpg", "a.PNG", "B.png", "c/z.webp", "c/a.mp4", "d.txt", ".h.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names(items, root):
+    return [os.path.relpath(item.path, root) for item in items]
+
+
+def test_a_folder_is_its_images_and_videos_by_the_bytes_of_their_names(tree):
+    skipped = inputs.Skipped()
+    found = list(inputs.expand([str(tree)], skipped=skipped))
+    # Capitals come first in ASCII; a folder stands among the files.
+    assert names(found, tree) == ["B.png", "a.PNG", "b.jpg", "c/a.mp4", "c/z.webp"]
+    assert [item.kind for item in found] == [IMAGE, IMAGE, IMAGE, VIDEO, IMAGE]
+    assert not any(item.reason for item in found)
+    assert skipped == inputs.Skipped(other=1, hidden=1)
+
+
+def test_the_order_of_the_arguments_is_kept_and_nothing_is_merged(tree):
+    given = [str(tree / "b.jpg"), str(tree / "c"), str(tree / "b.jpg")]
+    found = names(inputs.expand(given), tree)
+    assert found == ["b.jpg", "c/a.mp4", "c/z.webp", "b.jpg"]
+
+
+def test_a_file_that_is_named_is_tried_whatever_it_is_called(tree):
+    for name in ("d.txt", ".h.png"):
+        (found,) = inputs.expand([str(tree / name)])
+        assert found == Item(str(tree / name), IMAGE)
+
+
+def test_every_argument_has_an_item(tree, tmp_path):
+    (tmp_path / "empty").mkdir()
+    given = [str(tree / "none.png"), str(tree / "*.gif"), str(tmp_path / "empty")]
+    given += ["", "a\0b", "x" * 5000]
+    found = list(inputs.expand(given))
+    assert [item.path for item in found] == given
+    assert all(item.reason for item in found)
+    assert found[0].reason == os.strerror(2)
+    assert found[2].kind == FOLDER
+
+
+def test_a_pattern_is_its_matches_in_order(tree):
+    for name in ("x[1].png", "x1.png"):
+        (tree / name).touch()
+    found = names(inputs.expand([str(tree / "**" / "*.[pw]*")]), tree)
+    assert found == ["B.png", "c/z.webp", "x1.png", "x[1].png"]
+    # A file that is called like a pattern is that file.
+    assert names(inputs.expand([str(tree / "x[1].png")]), tree) == ["x[1].png"]
+
+
+def test_links_that_go_round_in_circles(tree):
+    os.symlink(tree, tree / "c" / "round")
+    os.symlink("self.png", tree / "self.png")
+    os.symlink(tree / "c", tree / "zz")
+    skipped = inputs.Skipped()
+    found = list(inputs.expand([str(tree)], skipped=skipped))
+    assert names(found, tree) == [
+        *("B.png", "a.PNG", "b.jpg", "c/a.mp4", "c/z.webp", "self.png")
+    ]
+    assert skipped.visited == 2
+    # Given twice, it is visited twice.
+    assert len(list(inputs.expand([str(tree)] * 2))) == 12
+
+
+def test_a_folder_that_cannot_be_read_is_an_item_and_the_others_are_read(
+    tree, monkeypatch
+):
+    scandir = os.scandir
+
+    def forbidden(path):
+        if os.path.basename(path) == "c":
+            raise PermissionError(13, os.strerror(13))
+        return scandir(path)
+
+    # (Permissions do not bind the super-user.)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    found = list(inputs.expand([str(tree)]))
+    assert names(found, tree) == ["B.png", "a.PNG", "b.jpg", "c"]
+    assert found[-1] == Item(str(tree / "c"), FOLDER, os.strerror(13))
+
+
+def test_folders_deeper_than_python_s_stack(tmp_path):
+    deep = tmp_path
+    here = os.getcwd()
+    try:
+        for _ in range(1200):
+            os.mkdir(deep / "d") if deep is tmp_path else os.mkdir("d")
+            os.chdir(deep / "d" if deep is tmp_path else "d")
+            deep = None
+    finally:
+        os.chdir(here)
+    (found,) = inputs.expand([str(tmp_path)])
+    # Linux opens no path this long: it is said, and nothing is lost with it.
+    assert found.reason in (os.strerror(36), "no images or videos in it")
+
+
+def test_what_the_command_writes_is_not_read(tree):
+    own = {inputs.identity(tree / "c")}
+    skipped = inputs.Skipped()
+    found = names(inputs.expand([str(tree)], own=own, skipped=skipped), tree)
+    assert found == ["B.png", "a.PNG", "b.jpg"]
+    assert skipped.own == 1
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\0"])
+def test_a_list_on_standard_input(tree, separator):
+    given = [os.fsencode(tree / "b.jpg"), b"no \xff", os.fsencode(tree / "c")]
+    if separator == b"\0":
+        given.append(b"line\nbreak")
+    listed = inputs.read_list(io.BytesIO(separator.join(given) + separator))
+    found = list(inputs.expand(["-"], listed))
+    paths = [os.fsencode(item.path) for item in found]
+    within = [os.fsencode(tree / name) for name in ("c/a.mp4", "c/z.webp")]
+    assert paths == [*given[:2], *within, *given[3:]]
+    (found,) = inputs.expand(["-"], inputs.read_list(io.BytesIO(b"")))
+    assert found.reason
+
+
+def test_names_on_one_line_and_no_two_the_same():
+    strange = [
+        "a",
+        "a\n",
+        "a\\n",
+        "a\\\n",
+        "\udcff",
+        "\\xff",
+        "\x1b[31m",
+        "é",
+        "\u202e",
+    ]
+    shown = [inputs.printable(name) for name in strange]
+    assert len(set(shown)) == len(strange)
+    for text in shown:
+        assert text.isprintable()
+        text.encode()
+    assert inputs.printable("ü/a b.jpg") == "ü/a b.jpg"
+    assert inputs.printable("a\nb\udcff") == "a\\nb\\xff"
