@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +20,6 @@ from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 
-# The detector that the package carries, and its file.
-TOY = "toy"
-TOY_FILE = Path(__file__).parent / "toy.safetensors"
 # Of the file's arrays: the program, beside the weights.
 STABLEHLO = "stablehlo"
 # What a program of `export` calls: it compares shapes, and only when it is compiled.
@@ -45,7 +41,6 @@ def load(path: str | os.PathLike[str], *, import_backbone: bool = False) -> "Det
     Raises:
       UserError: there is no such file, it is no detector, or damaged.
     """
-    path = TOY_FILE if path == TOY and not os.path.exists(TOY) else path
     arrays, card = file.read(path)
     try:
         return Detector(path, arrays, card, import_backbone=import_backbone)

@@ -27,6 +27,9 @@ from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
 
 FORMAT_VERSION = 1
+# The detector that the package carries.
+TOY = "toy"
+_TOY_FILE = Path(__file__).parent / "toy.safetensors"
 _ENTRY = "fdftnet_detector"
 # Of the digest while it is computed.
 _BLANK = "0" * 64
@@ -57,14 +60,24 @@ def write(
         files.write_atomic(path, data)
 
 
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The file of a detector; 'toy' is the package's, unless a file has that name."""
+    if os.fspath(path) == TOY and not os.path.exists(TOY):
+        return _TOY_FILE
+    return Path(path)
+
+
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads the arrays and the card of a detector.
+
+    Args:
+      path: of the file, or 'toy' for the one that the package carries.
 
     Raises:
       UserError: there is no such file, it is no detector or of another version, or a
         byte of it has changed.
     """
-    data = _contents(path)
+    data = _contents(locate(path))
     try:
         entry = _entry(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,0 +1,151 @@
+"""The text of `fdftnet show`: what a person should know before trusting a verdict."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+_WIDTH = 80
+_INDENT = 14
+_TOY = (
+    "A TOY, trained on drawn pictures: it shows that the machinery works, and says "
+    "nothing about photographs or faces."
+)
+_LIMITS = (
+    "A score is evidence, no proof. Forgeries, cameras and compressions unlike those "
+    "of the training may pass for real, or real pictures for fake."
+)
+_VIEWS = {
+    "resize": "the whole picture, resized to {size}x{size}",
+    "crops": "{grid}x{grid} windows of {size}x{size} pixels, mean of their logits",
+}
+
+
+def text(card: dict[str, Any]) -> str:
+    """A card as lines of at most 80 characters.
+
+    Args:
+      card: of `file.read`.
+
+    Raises:
+      KeyError, TypeError, ValueError: it is not as `export` writes it.
+    """
+    lines = [_plain(card["name"]), ""]
+    for title, value in _rows(card):
+        lines += textwrap.wrap(
+            _plain(value),
+            _WIDTH,
+            initial_indent=f"{title:{_INDENT}}",
+            subsequent_indent=" " * _INDENT,
+        )
+    return "\n".join(lines)
+
+
+def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if card["toy"]:
+        yield "note", _TOY
+    yield "network", _network(card)
+    yield "input", _input(card["preprocessing"])
+    yield "faces", _faces(card["faces"])
+    yield "classes", ", ".join(f"{i} {label}" for i, label in enumerate(card["labels"]))
+    yield "threshold", _threshold(card)
+    if (found := card["calibration"]) is not None:
+        yield (
+            "calibration",
+            f"P(fake) by temperature {found['temperature']:.4g} and prior "
+            f"{found['prior']:.3g}, on {found['num_real']} real and "
+            f"{found['num_fake']} fake images of validation",
+        )
+        for note in found["notes"]:
+            yield "", note
+    for index, data in enumerate(card["trained_on"]):
+        yield "" if index else "trained on", _data(data)
+    if card["weights"] is not None:
+        yield "began with", f"the weights in {card['weights']['path']}"
+    checkpoint = card["checkpoint"]
+    loss = checkpoint["validation_loss"]
+    yield (
+        "checkpoint",
+        f"step {checkpoint['step']}, epoch {checkpoint['epoch']}"
+        + (f", validation loss {loss:.4f}" if loss is not None else ""),
+    )
+    for index, found in enumerate(card["evaluations"]):
+        yield "" if index else "evaluated on", _evaluation(found)
+    if not card["evaluations"]:
+        yield "evaluated on", "nothing: no report lay beside the checkpoint"
+    yield (
+        "program",
+        f"StableHLO for {', '.join(card['stablehlo']['platforms'])}; where it no "
+        "longer loads, the network is rebuilt from the weights"
+        + _by_code(card["model"]["backbone"]),
+    )
+    yield "written by", ", ".join(f"{k} {v}" for k, v in card["versions"].items())
+    yield "licence", card["licence"]
+    yield "limits", _LIMITS
+
+
+def _network(card: dict[str, Any]) -> str:
+    model, parameters = card["model"], card["parameters"]
+    kind = {"fdftnet": "FDFtNet on ", "linear": "a linear layer on "}
+    details = f"{kind.get(model['kind'], '')}{model['backbone']}"
+    if model["kind"] == "fdftnet":
+        details += f", N = {model['num_blocks']}, M = {model['num_stages']}"
+    trained = parameters["trained"]
+    return (
+        f"{details}; {parameters['all']:,} parameters"
+        + (f", {trained:,} of them trained last" if trained is not None else "")
+        + f"; {model.get('dtype', 'float32')}"
+    )
+
+
+def _input(record: dict[str, Any]) -> str:
+    view = _VIEWS[record["view"]].format(**record)
+    return f"{view}; pixels scaled by {record['scaling']}"
+
+
+def _faces(rules: dict[str, Any] | None) -> str:
+    if rules is None:
+        return "no rules of face crops are known: pictures are scored as they are"
+    return (
+        f"cut by {rules['detector']} {rules['detector_version']}, {rules['faces']}, "
+        f"margin {rules['margin']:g}, at least {rules['min_size']} pixels and "
+        f"confidence {rules['min_confidence']:g}"
+    )
+
+
+def _threshold(card: dict[str, Any]) -> str:
+    found = card["threshold"]
+    what = {"raw": "score", "calibrated": "P(fake)"}[found["probability_of"]]
+    return (
+        f"fake from {what} {found['probability']:.4f} (logit {found['logit']:.4f}): "
+        f"{found['rule']}"
+    )
+
+
+def _data(data: dict[str, Any]) -> str:
+    where = f" ({data['folder']})" if data["folder"] else ""
+    shots = f", {data['shots']} shots of each class" if data["shots"] else ""
+    number = ""
+    if data["real"] is not None:
+        number = f": {data['real']:,} real and {data['fake']:,} fake images"
+    return f"{data['name']}{where}, split {data['split']}{shots}{number}"
+
+
+def _evaluation(found: dict[str, Any]) -> str:
+    auc = found["auc"]
+    interval = ""
+    if auc["interval"]:
+        low, high = auc["interval"]
+        interval = f" [{low:.4f}, {high:.4f}] ({found['level']:.0%} interval)"
+    return (
+        f"{found['data']}, split {found['split']}: AUROC {auc['value']:.4f}{interval}, "
+        f"{found['real']:,} real and {found['fake']:,} fake images"
+    )
+
+
+def _by_code(backbone: str) -> str:
+    return f", which needs the module of {backbone}" if ":" in backbone else ""
+
+
+def _plain(value: str) -> str:
+    """Without characters that would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in value)

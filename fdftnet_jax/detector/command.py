@@ -1,0 +1,82 @@
+"""The arguments of `fdftnet export` and `fdftnet show`. Imports nothing heavy."""
+
+import argparse
+
+
+def add_export(subparsers) -> None:
+    """Adds `export` to the commands; its `run` takes the arguments."""
+    parser = subparsers.add_parser(
+        "export",
+        help="make one portable file of a run's best checkpoint",
+        description="Makes one file of a run's best checkpoint: network, weights, "
+        "preprocessing, threshold, and a card that says what it was trained on.",
+    )
+    parser.add_argument("workdir", help="folder of a pre-training or fine-tuning run")
+    parser.add_argument("detector", help="file to write, such as face.safetensors")
+    parser.add_argument("--name", default="", help="of the detector (default: WORKDIR)")
+    parser.add_argument(
+        "--licence",
+        default="",
+        metavar="TEXT",
+        help="under which conditions the training data allow to use it",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="write over a file that is there"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    parser.set_defaults(run=_export)
+
+
+def add_show(subparsers) -> None:
+    """Adds `show` to the commands; its `run` takes the arguments."""
+    parser = subparsers.add_parser(
+        "show",
+        help="print what a detector is, was trained on, and how well it does",
+        description="Prints the card of a detector, once its bytes are known to be "
+        "those that were written.",
+    )
+    parser.add_argument("detector", help="file of `fdftnet export`, or 'toy'")
+    parser.add_argument(
+        "--json", action="store_true", help="print the whole card as JSON"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    parser.set_defaults(run=_show)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.detector import export, file
+
+    export.write(
+        arguments.workdir,
+        arguments.detector,
+        name=arguments.name,
+        licence=arguments.licence,
+        replace=arguments.replace,
+    )
+    size = file.locate(arguments.detector).stat().st_size
+    print(
+        f"{arguments.detector}  {size / 1e6:.1f} MB\n"
+        f"what it is:  fdftnet show {arguments.detector}\n"
+        f"use it:      fdftnet predict {arguments.detector} FILE"
+    )
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    import json
+
+    from fdftnet_jax.detector import card, file
+
+    _, found = file.read(arguments.detector)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    try:
+        print(card.text(found))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise file.tampered(arguments.detector, error) from error
+    return 0
