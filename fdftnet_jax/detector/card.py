@@ -93,7 +93,8 @@ def _network(card: dict[str, Any]) -> str:
     return (
         f"{details}; {parameters['all']:,} parameters"
         + (f", {trained:,} of them trained last" if trained is not None else "")
-        + f"; {model.get('dtype', 'float32')}"
+        + f"; computes in {model.get('dtype', 'float32')}, stored as "
+        + card["stored_as"]
     )
 
 

@@ -86,9 +86,11 @@ class Detector:
             if _number(self._calibration["temperature"]) <= 0:
                 raise ValueError("the temperature is not above 0")
         program = arrays.pop(STABLEHLO)
-        if any(array.dtype != np.float32 for array in arrays.values()):
-            raise ValueError("weights that are not float32")
-        self._arrays = dict(sorted(arrays.items()))
+        if any(a.dtype not in (np.float16, np.float32) for a in arrays.values()):
+            raise ValueError("weights that are not floating-point numbers")
+        self._arrays = {
+            name: array.astype(np.float32) for name, array in sorted(arrays.items())
+        }
         self.variables = network.nested(self._arrays)
         self._on_device: Any = None
         self._compiled: dict[int, Any] = {}
@@ -237,8 +239,6 @@ class Detector:
                 return jax.jit(self._program).lower(self._on_device, views)
             except Exception as error:
                 self._rebuild_because(error)
-                self._program = None
-        self.model()
         program = network.build(self.card["model"], self.preprocessing.scaling)
         return jax.jit(program).lower(self._on_device, views)
 
@@ -249,6 +249,8 @@ class Detector:
             "is rebuilt from its weights",
             stacklevel=2,
         )
+        self._program = None
+        self.model()
 
     def _view(self, image: Image) -> np.ndarray:
         if isinstance(image, str | os.PathLike):

@@ -5,6 +5,7 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
 [b, size, size, 3] uint8 and the weights to logits [b, 2], scaling included. Its card:
 
   name, toy          what to call it; whether it was trained on the toy data alone
+  stored_as          'float32', or 'float16' where the weights were rounded
   model              kind, backbone, variant, dtype and the rest of `config.model`
   parameters         their number, in all and as far as the last training changed them
   preprocessing      see `preprocess.Preprocessing`
@@ -65,6 +66,7 @@ def write(
     name: str = "",
     licence: str = "",
     toy: bool = False,
+    half: bool = False,
     replace: bool = False,
 ) -> "detector.Detector":
     """Exports the best checkpoint of a run.
@@ -75,6 +77,8 @@ def write(
       name: of the detector; '' is that of the workdir.
       licence: what to say of the conditions beside `LICENCE`.
       toy: whether it is the package's own toy.
+      half: whether to store the weights as float16, which takes half the space; the
+        scores are then those of rounded weights.
       replace: whether a file that is there may be replaced.
 
     Returns:
@@ -102,13 +106,16 @@ def write(
     preprocessing = preprocess.Preprocessing.from_dict(meta["preprocessing"])
     program = network.build(meta["model"], preprocessing.scaling)
     stablehlo = network.serialise(program, weights, preprocessing.size)
-    arrays = {**weights, detector.STABLEHLO: np.frombuffer(stablehlo, np.uint8)}
+    stored = np.float16 if half else np.float32
+    arrays = {where: leaf.astype(stored) for where, leaf in weights.items()}
+    arrays[detector.STABLEHLO] = np.frombuffer(stablehlo, np.uint8)
     file.write(
         path,
         arrays,
         {
             "name": name or Path(workdir).resolve().name,
             "toy": toy,
+            "stored_as": np.dtype(stored).name,
             "parameters": {
                 "all": sum(
                     leaf.size for where, leaf in weights.items() if _is_param(where)

@@ -1,0 +1,52 @@
+"""Runs that tests export, and what their evaluation says."""
+
+import csv
+
+import numpy as np
+
+from fdftnet_jax.data import forgery_faces, images, past_runs
+from fdftnet_jax.detector import detector, file
+from fdftnet_jax.evaluation import calibration, results, scoring
+from fdftnet_jax.training.checkpoint import Checkpoints
+
+
+def evaluated(workdir):
+    """Evaluates the test split as the command does; path in the split -> row."""
+    scores = scoring.score_split(workdir, "test")
+    calibrated = calibration.for_run(workdir)
+    report = results.report(scores, calibrated, resamples=10)
+    _, table, *_ = results.write(report, scores, calibrated, workdir)
+    with table.open(newline="") as rows:
+        return {row["path"]: row for row in csv.DictReader(rows)}
+
+
+def pictures(workdir):
+    """The test split: path in it -> [h, w, 3] uint8."""
+    with Checkpoints(workdir) as checkpoints:
+        meta = checkpoints.load_meta()
+    data = forgery_faces.prepare(past_runs.data_config(meta["trained_on"], {}))
+    return {
+        record["path"]: images.decode_png(record["image"])
+        for record in data.source("test")
+    }
+
+
+def column(rows, name):
+    return np.array([float(row[name]) for row in rows.values()])
+
+
+def rewritten(path, target, change):
+    """A file whose digest is right: `change` may change arrays and card."""
+    arrays, card = file.read(path)
+    change(arrays, card)
+    file.write(target, arrays, card)
+    return target
+
+
+def without_program(path, target):
+    """The same detector, with a program that no jax reads."""
+
+    def change(arrays, _):
+        arrays[detector.STABLEHLO] = arrays[detector.STABLEHLO][:100]
+
+    return rewritten(path, target, change)
