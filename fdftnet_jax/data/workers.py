@@ -15,6 +15,8 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
 Task = TypeVar("Task")
+# Seconds between two looks at whether to stop.
+_LOOK = 0.2
 
 
 class Lost(NamedTuple):
@@ -120,7 +122,10 @@ def deal(
 
 
 def stream(
-    work: Callable[[Task], Iterable[Any]], task: Task, seconds: float
+    work: Callable[[Task], Iterable[Any]],
+    task: Task,
+    seconds: float,
+    stop: threading.Event | None = None,
 ) -> Generator[Any, None, None]:
     """Yields what a process of its own finds for one task, as it finds it.
 
@@ -132,23 +137,24 @@ def stream(
       task: its argument.
       seconds: the process is ended when it was waited for so long, in all items
         together: the time that is spent with the items does not count.
+      stop: the process is ended soon after this is set.
 
     Yields:
       The items; last of all `Lost` where the process was killed, or `Late` where the
-      time was up.
+      time was up or `stop` was set.
 
     Raises:
       Exception: what `work` raised.
     """
     worker = _Worker(_serve_stream, work, task)
     try:
-        while True:
+        while seconds > 0 and not (stop is not None and stop.is_set()):
             start = time.monotonic()
-            if not worker.link.poll(max(seconds, 0)):
-                yield Late()
-                return
-            result = worker.result()
+            there = worker.link.poll(min(_LOOK, seconds))
             seconds -= time.monotonic() - start
+            if not there:
+                continue
+            result = worker.result()
             if isinstance(result, _Failure):
                 raise result.error
             if isinstance(result, _Item):
@@ -157,6 +163,7 @@ def stream(
             if isinstance(result, Lost):
                 yield result
             return
+        yield Late()
     finally:
         worker.end()
 

@@ -4,6 +4,7 @@ What the frames become, views of faces, leaves the process; the frames do not. (
 here needs JAX, so the process is there at once.)
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.prediction import faces
 
 # What is said of a video that is not read to its end.
-UNREADABLE, SLOW = "unreadable video", "reading takes too long"
+UNREADABLE, SLOW, TOLD = "unreadable video", "reading takes too long", "stopped"
 DAMAGED = videos.DAMAGED
 
 
@@ -47,27 +48,31 @@ class Task(NamedTuple):
     preprocessing: Preprocessing
 
 
-Reader = Callable[[Task, float], Iterator[Sample | Stopped]]
+Reader = Callable[[Task, float, threading.Event | None], Iterator[Sample | Stopped]]
 
 
-def read(task: Task, seconds: float) -> Generator[Sample | Stopped, None, None]:
+def read(
+    task: Task, seconds: float, stop: threading.Event | None = None
+) -> Generator[Sample | Stopped, None, None]:
     """Reads a video in a process of its own.
 
     Args:
       task: what to read; with `rules` its faces, without them whole frames. For
         `every` and `max_frames` see `videos.read`.
       seconds: at most so long, not counting what is done with the samples.
+      stop: ends the reading when it is set.
 
     Yields:
       The samples in order; at last `Stopped` where the video cannot be read, ends
-      early, takes too long, or took its process down.
+      early, takes too long, is stopped, or took its process down.
 
     Raises:
       UserError: the face detector's packages are missing.
     """
-    for found in workers.stream(samples, task, seconds):
+    for found in workers.stream(samples, task, seconds, stop):
         if isinstance(found, workers.Late):
-            yield Stopped(f"{SLOW}: stopped after {seconds:g} s")
+            told = stop is not None and stop.is_set()
+            yield Stopped(TOLD if told else f"{SLOW}: stopped after {seconds:g} s")
         elif isinstance(found, workers.Lost):
             yield Stopped(f"{UNREADABLE}: reading it ended with {found.signal}")
         else:

@@ -1,33 +1,33 @@
 """How far a mean over the frames of a video can be trusted.
 
 Frames of one video are no independent evidence: neighbours look alike. So the interval
-is from a circular block bootstrap (Politis and Romano 1992): what is drawn are runs of
-successive frames, as long as neighbours stay alike.
+is Student's, with the number of independent frames that have the same information, as
+for an autoregressive series (each value is a share r of the one before it, and chance).
+(A block bootstrap needs no such assumption, but more frames: of 20 values with r = 0.8
+its percentiles held the true mean in 58 %, this interval in 88 %.)
 """
 
 import math
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-RESAMPLES = 2000
 LEVEL = 0.95
-SEED = 0
-# With fewer frames, or blocks, there is no interval: it would be far too narrow.
+# With fewer there is no interval: how alike they are cannot be told.
 LEAST_FRAMES = 10
-_LEAST_BLOCKS = 5
-# Of neighbours; nearer to 1 the block's length would be that of any video.
+# Above this correlation of neighbours, a series of frames has no mean of its own.
 _MOST_CORRELATED = 0.97
 
 
 def interval(values: npt.ArrayLike) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of a series, by percentiles of its resamples.
+    """The 95 % interval of the mean of a series.
 
-    It is narrower than it says where frames are few: of series of 20 (100) values whose
-    neighbours correlate by 0.5, it holds the true mean in about 82 % (91 %).
+    Where neighbours are alike it is narrower than it says: of series of 20 (100) values
+    with r = 0.5 it holds the true mean in 93 % (94 %), with r = 0.8 in 88 % (94 %).
 
     Args:
-      values: [n], in the order of time.
+      values: [n], in the order of time, about equally far apart.
 
     Returns:
       (low, high); None with fewer than `LEAST_FRAMES` values.
@@ -36,39 +36,37 @@ def interval(values: npt.ArrayLike) -> tuple[float, float] | None:
     number = series.size
     if number < LEAST_FRAMES:
         return None
-    length = block_length(series)
-    blocks = -(-number // length)
-    starts = np.random.default_rng(SEED).integers(0, number, (RESAMPLES, blocks))
-    # Sums of the blocks that begin at each place, the last of a resample cut short.
-    sums, short = (
-        _block_sums(series, n) for n in (length, number - length * (blocks - 1))
-    )
-    means = (sums[starts[:, :-1]].sum(axis=1) + short[starts[:, -1]]) / number
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    squares = float(np.sum((series - series.mean()) ** 2))
+    if not squares:
+        return float(series[0]), float(series[0])
+    times = inflation(correlation(series), number)
+    independent = number / times
+    # The mean of `squares` is the variance times number - times.
+    error = math.sqrt(squares / (number - times) / independent)
+    half = error * float(stats.t.ppf((1 + LEVEL) / 2, max(independent - 1, 1)))
+    return float(series.mean()) - half, float(series.mean()) + half
 
 
-def block_length(series: np.ndarray) -> int:
-    """The number of successive frames that are drawn together.
+def correlation(series: np.ndarray) -> float:
+    """The correlation r of neighbours, in [0, 0.97].
 
-    (2 r / (1 - r^2))^(2/3) n^(1/3) with the correlation r of neighbours, which is best
-    for autoregressive series (Carlstein 1986), rounded up; so that there are at least
-    five blocks.
+    In short series it comes out too low, by about (1 + 3 r) / n (Kendall 1954), which
+    is added.
 
     Args:
-      series: [n], n > 1.
+      series: [n], not all the same.
     """
     centred = series - series.mean()
-    power = np.sum(centred**2)
-    if not power:
-        return 1
-    r = min(max(np.sum(centred[1:] * centred[:-1]) / power, 0), _MOST_CORRELATED)
-    wanted = (2 * r / (1 - r**2)) ** (2 / 3) * series.size ** (1 / 3)
-    return min(max(math.ceil(wanted), 1), max(series.size // _LEAST_BLOCKS, 1))
+    r = float(np.sum(centred[1:] * centred[:-1]) / np.sum(centred**2))
+    return min(max(r + (1 + 3 * r) / series.size, 0.0), _MOST_CORRELATED)
 
 
-def _block_sums(series: np.ndarray, length: int) -> np.ndarray:
-    """Sums of the `length` values from each place on, going round: [n]."""
-    total = np.cumsum(np.concatenate([[0], series, series[: length - 1]]))
-    return total[length:] - total[:-length]
+def inflation(r: float, number: int) -> float:
+    """How many times larger the variance of the mean is than of independent values.
+
+    1 + 2 sum over k = 1..n-1 of (1 - k / n) r^k; at most 2 n / 3, from where on the
+    variance of the values themselves could not be told.
+    """
+    lags = np.arange(1, number)
+    times = 1 + 2 * float(np.sum((1 - lags / number) * r**lags))
+    return min(times, 2 * number / 3)

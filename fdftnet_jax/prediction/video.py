@@ -13,6 +13,7 @@ threshold holds for one track.
 """
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,6 +114,7 @@ def score_video(
     every: int = EVERY,
     max_frames: int = MAX_FRAMES,
     seconds: float = SECONDS,
+    stop: threading.Event | None = None,
     reader: sampling.Reader = sampling.read,
 ) -> VideoResult:
     """Scores a video; one that cannot be read has no score, and a reason.
@@ -124,12 +126,15 @@ def score_video(
       detector: a `Detector`, for its preprocessing.
       rules: how faces are cut out (see `faces.rules_of`); None scores whole frames,
         which are one track.
-      score: views [b, size, size, 3] uint8 -> logits [b], log odds of fake; by default
-        `detector.logits`. b is at most 64, or the windows of one crop.
+      score: v views each of b faces, [b, v, size, size, 3] uint8 -> their logits [b],
+        log odds of fake; by default `detector.logits`. There are at most 64 views,
+        unless v alone is more.
       every: looks at every n-th frame.
       max_frames: at most so many of them, spread evenly; 0 for all.
       seconds: for reading, without the time of scoring. A video that takes longer is
         scored as far as it was read.
+      stop: once it is set, reading ends, within a moment; the video is scored as far
+        as it was read.
       reader: stands in for the process.
 
     Raises:
@@ -139,7 +144,7 @@ def score_video(
     tracks = _Tracks(score or detector.logits, followed=rules is not None)
     rejected: Counter[str] = Counter()
     stopped, frames, last, steps = "", 0, 0.0, [0.0]
-    for found in reader(task, seconds):
+    for found in reader(task, seconds, stop):
         if isinstance(found, sampling.Stopped):
             stopped = found.reason
             continue
@@ -218,12 +223,9 @@ class _Tracks:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        views = np.concatenate([row[-1] for row in self._waiting])
-        # Of the windows of one crop, the mean, as in evaluation.
-        logits = np.asarray(self._score(views), np.float64)
-        means = logits.reshape(len(self._waiting), -1).mean(axis=1)
+        logits = np.asarray(self._score(np.stack([row[-1] for row in self._waiting])))
         for (number, frame, seconds, box, _), logit in zip(
-            self._waiting, means, strict=True
+            self._waiting, logits, strict=True
         ):
             while len(self._rows) <= number:
                 self._rows.append([])
