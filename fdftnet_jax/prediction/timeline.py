@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import special
 
+from fdftnet_jax.prediction import names
 from fdftnet_jax.prediction.video import VideoResult
 from fdftnet_jax.reporting import plots
 
@@ -67,8 +68,7 @@ def draw(
         calibrated = probability(logits)
         return special.expit(logits) if calibrated is None else calibrated
 
-    # A file's name may hold anything.
-    title = "".join(c if c.isprintable() else "?" for c in name)
+    title = names.drawable(name)
     calibrated = probability(np.zeros(1)) is not None
     kind = "calibrated P(fake)" if calibrated else "score, P(fake)"
     pooled = [float(fake(np.array([track.logit]))[0]) for track in result.tracks]
@@ -81,7 +81,7 @@ def draw(
         rows = min(len(order), _COLOURED + 1) + 1
         figure = Figure(figsize=(4.2, 2.8 + 0.2 * rows), layout="constrained")
         axes = figure.subplots()
-        lines = []
+        lines: list[Line2D] = []
         # The most fake-looking one is drawn last, over the others.
         for rank in reversed(range(len(order))):
             track = result.tracks[order[rank]]
@@ -104,7 +104,7 @@ def draw(
         axes.set_xlim(-0.02 * end, 1.02 * end)
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set_title(title if len(title) <= _TITLE else f"...{title[3 - _TITLE :]}")
+        axes.set_title(names.drawable(name, _TITLE))
         plots.legend(figure, lines)
         plots.save(figure, path)
     about = f"{kind} of each sampled frame against time"

@@ -1,0 +1,243 @@
+"""A picture of what a detector looked at: the face, its attention, a Grad-CAM.
+
+Maps show which positions a score came from, not why, nor what is forged.
+"""
+
+import functools
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from fdftnet_jax.data import preprocess
+from fdftnet_jax.models import explanation
+from fdftnet_jax.models.fdftnet import FDFtNet
+from fdftnet_jax.prediction import names
+from fdftnet_jax.reporting import plots
+
+# Side of a panel in pixels; the face is seen that large or smaller.
+_SIDE = 256
+_COLUMNS = 3
+_MAP = "inferno"
+# Share of a map in the colours of its panel, over the grey face.
+_SHARE = 0.6
+# Of an attention, against even attention, at least.
+_BRIGHT = 2.0
+# In inches: a panel with its margin, what is above and below it, and a line of text.
+_PANEL, _ABOVE, _BELOW, _LINE = 1.5, 0.22, 0.2, 0.16
+
+
+class Row(Protocol):
+    """What is said of a face; a `results.Row`."""
+
+    score: float | None  # Raw P(fake).
+    probability: float | None  # Calibrated P(fake).
+    verdict: str
+
+
+class Panel(NamedTuple):
+    """A square of the picture."""
+
+    title: str
+    # [h, w] float >= 0, of the whole face; None shows the face itself.
+    heat: np.ndarray | None = None
+    # The value that is brightest; 0 is dark.
+    bright: float = 1.0
+    below: str = ""
+
+
+def write(
+    folder: str | os.PathLike[str],
+    name: str,
+    image: np.ndarray,
+    detector: Any,
+    row: Row,
+    *,
+    threshold: float | None = None,
+) -> Path:
+    """Writes the picture of a face as PNG; makes the folder.
+
+    Of an FDFtNet, beside the face: the attention of the Fine-Tune Transformer, each
+    stage and all of them weighted by |gamma|, as how often a position is attended to
+    against even attention; and a Grad-CAM of the MBblockV3 branch (see
+    `models.explanation`). What a network does not have is left out, and the caption
+    says so. Where the detector looks at windows, the one that looks most fake.
+
+    Args:
+      folder: where to.
+      name: of the face, such as the path of its file, for the caption and the file's
+        own name (see `names.file_name`).
+      image: [h, w, 3] uint8, what was scored: the crop, or the whole picture.
+      detector: a `Detector`.
+      row: what is said of it.
+      threshold: that of the verdict, as P(fake); by default the detector's own.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      UserError: the network cannot be rebuilt (see `Detector.model`).
+      OSError: the file cannot be written.
+    """
+    face, view, note = _seen(image, detector)
+    shown, left_out = panels(detector, view)
+    caption = [*_caption(name, row, detector, threshold), note, left_out]
+    path = Path(folder) / names.file_name(name, ".png")
+    with mpl.rc_context(plots.STYLE):
+        plots.save(_figure(face, shown, caption), path)
+    return path
+
+
+def panels(detector: Any, view: np.ndarray) -> tuple[list[list[Panel]], str]:
+    """What there is to show of a network, by rows, and in words what there is not.
+
+    Args:
+      detector: a `Detector`.
+      view: [size, size, 3] uint8.
+    """
+    first = [Panel("face")]
+    model = _model(detector)
+    if not isinstance(model, FDFtNet):
+        kind = detector.card["model"]["kind"]
+        return [first], (
+            f"network: {kind}, which has neither FTT nor MBblock branch: no maps"
+        )
+    variables = detector.variables
+    images = preprocess.scale(jnp.asarray(view)[None], detector.preprocessing.scaling)
+    gammas = explanation.gammas(variables)
+    # How often each position is attended to, against even attention.
+    maps = [
+        np.asarray(found[0]) * found[0].size
+        for found in explanation.attention_maps(model, variables, images)
+    ]
+    used = [abs(gamma) for gamma in gammas]
+    stages = [
+        _attention(f"stage {m}, gamma {gamma:.2g}{': unused' * (not gamma)}", heat)
+        for m, (gamma, heat) in enumerate(zip(gammas, maps, strict=True), 1)
+    ]
+    if len(stages) == 1:
+        first.append(
+            stages.pop()._replace(title=f"FTT attention, gamma {gammas[0]:.2g}")
+        )
+    elif any(used):
+        enlarged = np.stack([_enlarged(heat) for heat in maps])
+        weighted = np.average(enlarged, axis=0, weights=used)
+        first.append(_attention("FTT attention", weighted, "by |gamma|, "))
+    cam = np.asarray(explanation.grad_cam(model, variables, images)[0])
+    rows, columns = cam.shape
+    most = f"bright: +{cam.max():.2g}" if cam.max() else "0 all over"
+    below = f"{rows} x {columns}, {most}"
+    first.append(Panel("Grad-CAM, MBblock", cam, float(cam.max()) or 1.0, below))
+    shown = [
+        first,
+        *(stages[i : i + _COLUMNS] for i in range(0, len(stages), _COLUMNS)),
+    ]
+    if not maps:
+        return shown, "network: FDFtNet with M = 0 stages: no attention"
+    return shown, "" if any(used) else "all gamma are 0: the attention is unused"
+
+
+@functools.lru_cache(maxsize=1)
+def _model(detector: Any) -> Any:
+    return detector.model()
+
+
+def _attention(title: str, heat: np.ndarray, how: str = "") -> Panel:
+    # Even attention is never bright.
+    bright = max(_BRIGHT, float(heat.max()))
+    return Panel(title, heat, bright, f"{how}bright: {bright:.2g} x even")
+
+
+def _seen(image: np.ndarray, detector: Any) -> tuple[np.ndarray, np.ndarray, str]:
+    """The face as it is shown and as the network sees it, and a note."""
+    views = detector.preprocessing(image)
+    if views.ndim == 3:
+        side = min(_SIDE, max(image.shape[:2]))
+        shown = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        return shown, views, ""
+    if len(views) == 1:
+        return views[0], views[0], "seen: the window in the middle"
+    most = int(np.argmax(detector.logits(views)))
+    note = f"seen: window {most + 1} of {len(views)}, which looks most fake"
+    return views[most], views[most], note
+
+
+def _caption(
+    name: str, row: Row, detector: Any, threshold: float | None
+) -> Iterator[str]:
+    """The lines below the panels, the verdict first."""
+    found = row.score if row.probability is None else row.probability
+    if threshold is None:
+        threshold = float(detector.card["threshold"]["probability"])
+    what = "score" if row.probability is None else "P(fake)"
+    score = "no score" if found is None else f"{what} {found:.3f}"
+    yield f"{row.verdict}: {score} (fake from {threshold:.3f})"
+    if row.probability is not None and row.score is not None:
+        yield f"P(fake) is calibrated; raw score {row.score:.3f}"
+    yield names.drawable(name)
+
+
+def _enlarged(heat: np.ndarray) -> np.ndarray:
+    """A map [h, w] at the size of a panel, linearly between its positions."""
+    size = (_SIDE, _SIDE)
+    return cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+
+
+def _figure(face: np.ndarray, shown: list[list[Panel]], caption: list[str]) -> Figure:
+    width = max(2, *map(len, shown)) * _PANEL + 0.2
+    verdict, *others = caption
+    lines = [
+        line
+        for text in others
+        for line in textwrap.wrap(text, round(width * 14), break_on_hyphens=False)
+    ]
+    row_height = _ABOVE + _PANEL + _BELOW
+    text_height = 0.3 + _LINE * len(lines) + 0.08
+    height = len(shown) * row_height + text_height
+    figure = Figure(figsize=(width, height))
+    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE)), cv2.COLOR_RGB2GRAY)
+    side = _PANEL - 0.08
+    for y, row in enumerate(shown):
+        for x, panel in enumerate(row):
+            top = height - y * row_height - _ABOVE
+            left = 0.1 + x * _PANEL
+            axes = figure.add_axes(
+                (left / width, (top - side) / height, side / width, side / height)
+            )
+            pixels = face if panel.heat is None else _overlaid(grey, panel)
+            axes.imshow(pixels, aspect="auto", interpolation="none")
+            axes.set_axis_off()
+            axes.set_title(panel.title, fontsize=8, pad=3)
+            axes.text(
+                *(0, -0.02, panel.below),
+                transform=axes.transAxes,
+                fontsize=7,
+                verticalalignment="top",
+            )
+    for text, place, size, weight in (
+        (verdict, text_height, 10, "bold"),
+        ("\n".join(lines), text_height - 0.24, 8, "normal"),
+    ):
+        figure.text(
+            *(0.1 / width, place / height, text),
+            fontsize=size,
+            fontweight=weight,
+            verticalalignment="top",
+        )
+    return figure
+
+
+def _overlaid(grey: np.ndarray, panel: Panel) -> np.ndarray:
+    """A map in colours over a grey face [_SIDE, _SIDE]: [..., 3] uint8."""
+    assert panel.heat is not None
+    share = _enlarged(panel.heat) / panel.bright
+    colours = mpl.colormaps[_MAP](share)[..., :3] * 255
+    mixed = _SHARE * colours + (1 - _SHARE) * grey[..., None]
+    return np.rint(mixed).astype(np.uint8)
