@@ -148,3 +148,12 @@ def test_a_frame_that_opencv_cannot_convert_is_damaged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cv2, "cvtColor", broken)
     assert [f.problem for f in frames(path, every=2)] == [videos.DAMAGED] * 2
+
+
+def test_frames_that_would_fill_the_memory(tmp_path, monkeypatch):
+    path = drawn_videos.write(tmp_path / "a.mp4", shades(2))
+    monkeypatch.setattr(videos, "_MOST_PIXELS", 48 * 64)
+    assert len(frames(path)) == 2
+    monkeypatch.setattr(videos, "_MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(videos.VideoError, match="frames of more than 3,071 pixels"):
+        frames(path)

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,67 @@ def test_ctrl_c_is_left_to_the_parent():
         _, pid = next(results)
         os.kill(pid, signal.SIGINT)
         assert dict(results) == {5: 5, 6: 6}
+
+
+# One task whose results come one by one.
+
+
+def count(task):
+    end, number = task
+    yield os.getpid()
+    yield from range(number)
+    if end == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if end == "mistake":
+        raise UserError("expected a number")
+    if end == "wait":
+        time.sleep(600)
+
+
+def stream(end, number=3, seconds=60.0, stop=None):
+    pid, *found = workers.stream(count, (end, number), seconds, stop)
+    assert not alive(pid)
+    return found
+
+
+def test_a_stream_gives_everything_in_order():
+    assert stream("", 2000) == list(range(2000))
+
+
+def test_a_stream_of_a_process_that_dies_gives_what_there_was():
+    assert stream("die") == [0, 1, 2, workers.Lost("SIGSEGV")]
+
+
+def test_what_a_stream_raises_is_raised():
+    with pytest.raises(UserError, match="expected a number"):
+        stream("mistake")
+
+
+def test_a_stream_ends_in_time_or_when_it_is_told():
+    stop = threading.Event()
+    found = workers.stream(count, ("wait", 0), 600, stop)
+    pid = next(found)
+    start = time.monotonic()
+    threading.Timer(0.3, stop.set).start()
+    assert list(found) == [workers.Late()]
+    assert time.monotonic() - start < 20 and not alive(pid)
+
+
+def test_the_time_of_a_stream_is_that_of_waiting(monkeypatch):
+    """With a clock on which a look at an item takes an hour."""
+    now = 0.0
+    clock = types.SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(workers, "time", clock)
+    found = []
+    for item in workers.stream(count, ("", 3), 60):
+        found.append(item)
+        now += 3600
+    assert found[1:] == [0, 1, 2]
+
+
+def test_a_stream_that_is_left_ends_its_process():
+    found = workers.stream(count, ("wait", 5), 600)
+    pid = next(found)
+    assert alive(pid)
+    found.close()
+    assert not alive(pid)

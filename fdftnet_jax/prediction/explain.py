@@ -3,6 +3,7 @@
 Maps show which positions a score came from, not why, nor what is forged.
 """
 
+import dataclasses
 import functools
 import os
 import textwrap
@@ -22,7 +23,7 @@ from fdftnet_jax.models.fdftnet import FDFtNet
 from fdftnet_jax.prediction import names
 from fdftnet_jax.reporting import plots
 
-# Side of a panel in pixels; the face is seen that large or smaller.
+# Side of a panel in pixels.
 _SIDE = 256
 _COLUMNS = 3
 _MAP = "inferno"
@@ -159,9 +160,8 @@ def _seen(image: np.ndarray, detector: Any) -> tuple[np.ndarray, np.ndarray, str
     """The face as it is shown and as the network sees it, and a note."""
     views = detector.preprocessing(image)
     if views.ndim == 3:
-        side = min(_SIDE, max(image.shape[:2]))
-        shown = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-        return shown, views, ""
+        larger = dataclasses.replace(detector.preprocessing, size=_SIDE)
+        return larger(image), views, ""
     if len(views) == 1:
         return views[0], views[0], "seen: the window in the middle"
     most = int(np.argmax(detector.logits(views)))
