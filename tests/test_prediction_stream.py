@@ -1,0 +1,142 @@
+"""Decoding beside scoring: the order, the batches, and what is in memory at a time."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import stand_in
+from PIL import Image
+
+from fdftnet_jax.data import preprocess
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.prediction import stream
+from fdftnet_jax.prediction.inputs import Item
+from fdftnet_jax.prediction.stream import Seen
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("ahead", [0, 5])
+def test_results_in_order_and_no_more_than_so_many_at_once(threads, ahead):
+    rng = np.random.default_rng(0)
+    waits = rng.uniform(0, 0.003, 60)
+    taken, given, most = 0, 0, 0
+
+    def things():
+        nonlocal given, most
+        for number in range(60):
+            given += 1
+            most = max(most, given - taken)
+            yield number
+
+    def work(number):
+        time.sleep(waits[number])
+        return number
+
+    found = []
+    for number in stream.in_order(work, things(), threads=threads, ahead=ahead):
+        taken += 1
+        found.append(number)
+    assert found == list(range(60))
+    assert most <= ahead + 2
+
+
+def test_work_that_is_not_wanted_any_more_is_not_begun():
+    begun = []
+    gate = threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number:
+            gate.wait(10)
+        return number
+
+    found = stream.in_order(work, iter(range(100)), threads=1, ahead=9)
+    assert next(found) == 0
+    found.close()
+    gate.set()
+    assert len(begun) <= 2
+
+
+def seen(faces, views, value, size=2):
+    if not faces:
+        return Seen(Item("", ""), "image", reason="none")
+    made = np.zeros((faces, views, size, size, 3), np.uint8)
+    made[..., 0] = value + np.arange(faces)[:, None, None, None]
+    return Seen(Item("", ""), "image", made, (None,) * faces)
+
+
+@pytest.mark.parametrize("views", [1, 3, 9])
+def test_batches_are_full_and_every_face_gets_its_own_logit(views):
+    rng = np.random.default_rng(1)
+    given = [
+        seen(int(faces), views, int(value))
+        for faces, value in zip(
+            rng.integers(0, 4, 50), rng.integers(0, 200, 50), strict=True
+        )
+    ]
+    sizes = []
+
+    def logits(batch):
+        sizes.append(len(batch))
+        return batch.reshape(len(batch), -1, 3).mean(1)[:, 0].astype(np.float64)
+
+    found = list(stream.scored(iter(given), logits, 8))
+    assert [one for one, _ in found] == given
+    for one, values in found:
+        faces = 0 if one.views is None else len(one.views)
+        expected = [one.views[i, 0, 0, 0, 0] for i in range(faces)]
+        np.testing.assert_allclose(values, expected)
+    assert set(sizes[:-1]) == {max(8 // views, 1)}
+    assert sum(sizes) == sum(len(one.boxes) for one in given)
+
+
+def test_files_without_anything_to_score_do_not_wait_for_the_others():
+    def endless():
+        yield from (seen(0, 1, 0) for _ in range(3))
+        raise AssertionError("read too far")
+
+    found = stream.scored(endless(), lambda views: np.zeros(len(views)), 8)
+    assert [len(next(found)[1]) for _ in range(3)] == [0, 0, 0]
+
+
+def looker(**options):
+    options = {"find": None, "video": None, **options}
+    return stream.Looker(preprocess.Preprocessing(size=4), **options)
+
+
+def test_a_picture_under_the_suffix_of_a_video_is_a_picture(tmp_path):
+    path = tmp_path / "a.mp4"
+    Image.new("RGB", (9, 7), "red").save(path, "PNG")
+    found = looker()(Item(str(path), "video"))
+    assert found.kind == "image" and found.views.shape == (1, 1, 4, 4, 3)
+    assert found.boxes == (None,) and not found.pictures
+    (kept,) = looker(keep=True)(Item(str(path), "video")).pictures
+    assert kept.shape == (7, 9, 3)
+
+
+def test_what_nobody_foresaw_costs_one_file_or_is_shown(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (9, 7), "red").save(path)
+    item = Item(str(path), "image")
+
+    def broken(image):
+        raise ZeroDivisionError("a\nbug " + "x" * 999)
+
+    found = looker(find=broken)(item)
+    assert found.views is None and "ZeroDivisionError: a bug" in found.reason
+    assert len(found.reason) < 200
+    with pytest.raises(ZeroDivisionError):
+        looker(find=broken, debug=True)(item)
+
+    def without_packages(image):
+        raise UserError("install them")
+
+    # That is no fault of the file.
+    with pytest.raises(UserError, match="install"):
+        looker(find=without_packages)(item)
+
+
+def test_the_stand_in_is_what_it_says():
+    image = np.full((5, 6, 3), (200, 0, 40), np.uint8)
+    assert stand_in.StandIn().expected(image) == 10.0
