@@ -23,8 +23,8 @@ from fdftnet_jax.prediction.command import Options
 from fdftnet_jax.prediction.inputs import printable
 from fdftnet_jax.prediction.results import Row
 
-# Exit codes; the second is 128 + SIGPIPE, as shells count.
-NOTHING_DECIDED, PIPE_CLOSED = 3, 141
+# Exit code where no input has a verdict.
+NOTHING_DECIDED = 3
 # Views that the network scores at a time; a power of two, see `Detector.logits`.
 BATCH = 64
 # Batches of files that may be decoded before the network needs them.
@@ -42,8 +42,7 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
       load: path -> `Detector`; None reads a file.
 
     Returns:
-      0; `NOTHING_DECIDED` where no input has a verdict; `PIPE_CLOSED` where the
-      program that reads the results has ended.
+      0, or `NOTHING_DECIDED` where no input has a verdict.
 
     Raises:
       UserError: the detector, an option or a place to write to is not as expected;
@@ -98,10 +97,6 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
                     writer.add(rows)
                     tally.add(rows)
                     bar.update()
-        except BrokenPipeError:
-            # Who read the results has enough. (Python would fail on what is left.)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return PIPE_CLOSED
         except KeyboardInterrupt as error:
             writer.close(tally.summary(skipped), complete=False)
             number = error.signal if isinstance(error, Interrupted) else 2
