@@ -1,11 +1,13 @@
 """A detector for the tests of prediction: quick, and known in closed form."""
 
-import types
+import argparse
+import csv
 
 import numpy as np
 from scipy import special
 
 from fdftnet_jax.data import preprocess
+from fdftnet_jax.prediction import command
 
 # Calibrated P(fake) = 1 / (1 + exp(-(z / TEMPERATURE + SHIFT))).
 TEMPERATURE, SHIFT = 2.0, -0.25
@@ -37,9 +39,16 @@ class StandIn:
         return float(self.logits(view if view.ndim == 4 else view[None]).mean())
 
 
-def load_instead(monkeypatch, detector):
-    """Makes `load` give a detector whatever the path."""
-    import fdftnet_jax.detector.detector as module
+def predict(*arguments):
+    """Runs `fdftnet predict`; returns its exit code."""
+    parser = argparse.ArgumentParser()
+    command.add_predict(parser.add_subparsers())
+    parsed = parser.parse_args(["predict", "detector", *map(str, arguments)])
+    return parsed.run(parsed)
 
-    monkeypatch.setattr(module, "load", lambda path, **_: detector)
-    return types.SimpleNamespace(path="stand-in.safetensors")
+
+def rows(path):
+    """The rows of a CSV file, and only those of whole inputs."""
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    return found, [row for row in found if not row["face"]]

@@ -4,12 +4,11 @@ import collections
 import contextlib
 import functools
 import io
-import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fdftnet_jax
+from fdftnet_jax import files
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.prediction import faces, inputs, results, stream, video, writers
 from fdftnet_jax.prediction.command import Options
@@ -34,12 +34,11 @@ _NAMED = 10
 SCHEMA_VERSION = 1
 
 
-def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
+def predict(options: Options) -> int:
     """Scores what the options name, and writes and says what was found.
 
     Args:
       options: of the command.
-      load: path -> `Detector`; None reads a file.
 
     Returns:
       0, or `NOTHING_DECIDED` where no input has a verdict.
@@ -59,7 +58,7 @@ def predict(options: Options, load: Callable[[str], Any] | None = None) -> int:
             "out for one for each core"
         )
     own = {_folder(path, flag) for path, flag in _folders(options)}
-    detector = (load or fdftnet_jax.load)(options.detector)
+    detector = fdftnet_jax.load(options.detector)
     judge = results.Judge(detector, options.threshold)
     crop = options.faces == "crop" or (
         options.faces == "auto" and detector.card["faces"] is not None
@@ -125,6 +124,8 @@ class _Work:
         self._rules = rules
         # The network has all cores already; and compiles once.
         self._lock = threading.Lock()
+        # For the videos that are being read.
+        self._stop = threading.Event()
 
     def __call__(
         self, items: Iterator[inputs.Item]
@@ -140,19 +141,15 @@ class _Work:
             keep=self._options.explain is not None,
             debug=self._options.debug,
         )
-        threads = self._options.workers or len(os.sched_getaffinity(0))
+        threads = self._options.workers or os.cpu_count() or 1
         seen = stream.in_order(looker, items, threads=threads, ahead=_AHEAD * BATCH)
         try:
-            for number, (one, logits) in enumerate(
-                stream.scored(seen, self._logits, BATCH)
-            ):
-                yield self._rows(number, one, logits)
+            for one, logits in stream.scored(seen, self._logits, BATCH):
+                yield self._rows(one, logits)
         finally:
-            # What was begun in vain ends at once: a thread cannot be ended, but waits
-            # for such a process.
+            # The process ends when its threads do.
+            self._stop.set()
             seen.close()
-            for process in multiprocessing.active_children():
-                process.kill()
 
     def _logits(self, views: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -160,16 +157,47 @@ class _Work:
 
     def _video(self, path: str) -> video.VideoResult:
         return video.score_video(
-            path, self._detector, rules=self._rules, score=self._logits
+            path,
+            self._detector,
+            rules=self._rules,
+            score=self._logits,
+            stop=self._stop,
         )
 
-    def _rows(self, number: int, seen: stream.Seen, logits: np.ndarray) -> list[Row]:
+    def _rows(self, seen: stream.Seen, logits: np.ndarray) -> list[Row]:
         path = seen.item.path
         if seen.video is not None:
+            if self._options.plots is not None and seen.video.tracks:
+                self._plot(self._options.plots, path, seen.video)
             return self._judge.video(path, seen.kind, seen.video)
         if seen.reason:
             return [Row(path, seen.kind, reason=seen.reason)]
-        return self._judge.picture(path, seen.kind, seen.boxes, logits.tolist())
+        rows = self._judge.picture(path, seen.kind, seen.boxes, logits.tolist())
+        if self._options.explain is not None:
+            picture = seen.pictures[results.deciding(rows)]
+            self._explain(self._options.explain, path, picture, rows[0])
+        return rows
+
+    def _plot(self, folder: str, path: str, found: video.VideoResult) -> None:
+        from fdftnet_jax.prediction import names, timeline
+
+        with _drawing(folder):
+            timeline.draw(
+                Path(folder, names.file_name(path, ".svg")),
+                found,
+                self._judge.threshold,
+                probability=self._detector.probability,
+                name=os.path.basename(path),
+            )
+
+    def _explain(self, folder: str, path: str, picture: np.ndarray, row: Row) -> None:
+        from fdftnet_jax.prediction import explain
+
+        with _drawing(folder):
+            threshold = self._judge.threshold
+            explain.write(
+                folder, path, picture, self._detector, row, threshold=threshold
+            )
 
 
 class Tally:
@@ -233,6 +261,11 @@ class Tally:
             yield f"  and {more} more, with their reasons, in {printable(place)}"
 
 
+def _drawing(folder: str) -> contextlib.AbstractContextManager[None]:
+    advice = "free space there, or give another folder"
+    return files.writing("a figure", folder, 10**5, advice)
+
+
 def _many(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
@@ -274,7 +307,7 @@ def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any
 
 def _opening(header: dict[str, Any]) -> Iterator[str]:
     of = header["threshold"]["of"]
-    what = "P(fake)" if of == "probability" else "score (not calibrated)"
+    what = "calibrated P(fake)" if of == "probability" else "score (not calibrated)"
     looks = "each face" if header["faces"] == "crop" else "the whole picture"
     name = printable(str(header["detector"]["name"]))
     yield (
