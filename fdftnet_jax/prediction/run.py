@@ -160,7 +160,7 @@ class _Work:
             path,
             self._detector,
             rules=self._rules,
-            score=self._logits,
+            score=lambda views: stream.full(views, BATCH, self._logits),
             stop=self._stop,
         )
 

@@ -140,7 +140,8 @@ def scored(
     Args:
       seen: in any number.
       logits: [b, v, size, size, 3] uint8 -> [b] float64, see `Detector.logits`.
-      batch: the most views, b * v, unless v alone is more.
+      batch: the most views, b * v, unless v alone is more. Where there was one of that
+        size, the last is filled up to it: another size would be compiled.
 
     Yields:
       Each with the logits [k] of its faces; [0] where there is nothing to score.
@@ -149,14 +150,19 @@ def scored(
     waiting: collections.deque[Seen] = collections.deque()
     views: list[np.ndarray] = []
     made = np.zeros(0)
+    filled_up = False
 
     def score(*, rest: bool) -> None:
         nonlocal made, views
         stacked = np.concatenate(views)
         number = max(1, batch // stacked.shape[1])
         end = len(stacked) if rest else len(stacked) // number * number
-        parts = (stacked[i : i + number] for i in range(0, end, number))
-        made = np.concatenate([made, *map(logits, parts)])
+        parts = [stacked[i : i + number] for i in range(0, end, number)]
+        if rest and filled_up:
+            found = [full(part, batch, logits) for part in parts]
+        else:
+            found = [logits(part) for part in parts]
+        made = np.concatenate([made, *found])
         views = [stacked[end:]]
 
     for one in seen:
@@ -165,6 +171,7 @@ def scored(
             views.append(one.views)
             if sum(part.shape[0] * part.shape[1] for part in views) >= batch:
                 score(rest=False)
+                filled_up = True
         while waiting and len(waiting[0].boxes) <= len(made):
             first = waiting.popleft()
             number = len(first.boxes)
@@ -176,3 +183,13 @@ def scored(
         number = len(one.boxes)
         yield one, made[:number]
         made = made[number:]
+
+
+def full(
+    views: np.ndarray, batch: int, logits: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Scores views [b, v, size, size, 3] in a batch that is filled up, see `scored`."""
+    number = max(1, batch // views.shape[1])
+    missing = max(number - len(views), 0)
+    black = np.zeros((missing, *views.shape[1:]), np.uint8)
+    return logits(np.concatenate([views, black]))[: len(views)]
