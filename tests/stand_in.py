@@ -39,11 +39,11 @@ class StandIn:
         return float(self.logits(view if view.ndim == 4 else view[None]).mean())
 
 
-def predict(*arguments):
+def predict(*arguments, detector="detector"):
     """Runs `fdftnet predict`; returns its exit code."""
     parser = argparse.ArgumentParser()
     command.add_predict(parser.add_subparsers())
-    parsed = parser.parse_args(["predict", "detector", *map(str, arguments)])
+    parsed = parser.parse_args(["predict", *map(str, (detector, *arguments))])
     return parsed.run(parsed)
 
 

@@ -114,9 +114,7 @@ def test_a_picture_under_the_suffix_of_a_video_is_a_picture(tmp_path):
     Image.new("RGB", (9, 7), "red").save(path, "PNG")
     found = looker()(Item(str(path), "video"))
     assert found.kind == "image" and found.views.shape == (1, 1, 4, 4, 3)
-    assert found.boxes == (None,) and not found.pictures
-    (kept,) = looker(keep=True)(Item(str(path), "video")).pictures
-    assert kept.shape == (7, 9, 3)
+    assert found.boxes == (None,)
 
 
 def test_what_nobody_foresaw_costs_one_file_or_is_shown(tmp_path):

@@ -9,7 +9,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from fdftnet_jax.data import preprocess
 from fdftnet_jax.models import explanation
 from fdftnet_jax.models.fdftnet import FDFtNet
 from fdftnet_jax.prediction import names
+from fdftnet_jax.prediction.results import Row
 from fdftnet_jax.reporting import plots
 
 # Side of a panel in pixels.
@@ -33,14 +34,6 @@ _SHARE = 0.6
 _BRIGHT = 2.0
 # In inches: a panel with its margin, what is above and below it, and a line of text.
 _PANEL, _ABOVE, _BELOW, _LINE = 1.5, 0.22, 0.2, 0.16
-
-
-class Row(Protocol):
-    """What is said of a face; a `results.Row`."""
-
-    score: float | None  # Raw P(fake).
-    probability: float | None  # Calibrated P(fake).
-    verdict: str
 
 
 class Panel(NamedTuple):

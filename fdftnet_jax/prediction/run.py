@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import fdftnet_jax
 from fdftnet_jax import files
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.prediction import faces, inputs, results, stream, video, writers
 from fdftnet_jax.prediction.command import Options
@@ -122,6 +123,12 @@ class _Work:
         self._detector = detector
         self._judge = judge
         self._rules = rules
+        self._looker = stream.Looker(
+            detector.preprocessing,
+            find=None if rules is None else functools.partial(faces.find, rules=rules),
+            video=self._video,
+            debug=options.debug,
+        )
         # The network has all cores already; and compiles once.
         self._lock = threading.Lock()
         # For the videos that are being read.
@@ -131,18 +138,10 @@ class _Work:
         self, items: Iterator[inputs.Item]
     ) -> Generator[list[Row], None, None]:
         """Yields the rows of each input, in order."""
-        find = None
-        if self._rules is not None:
-            find = functools.partial(faces.find, rules=self._rules)
-        looker = stream.Looker(
-            self._detector.preprocessing,
-            find=find,
-            video=self._video,
-            keep=self._options.explain is not None,
-            debug=self._options.debug,
-        )
         threads = self._options.workers or os.cpu_count() or 1
-        seen = stream.in_order(looker, items, threads=threads, ahead=_AHEAD * BATCH)
+        seen = stream.in_order(
+            self._looker, items, threads=threads, ahead=_AHEAD * BATCH
+        )
         try:
             for one, logits in stream.scored(seen, self._logits, BATCH):
                 yield self._rows(one, logits)
@@ -174,8 +173,7 @@ class _Work:
             return [Row(path, seen.kind, reason=seen.reason)]
         rows = self._judge.picture(path, seen.kind, seen.boxes, logits.tolist())
         if self._options.explain is not None:
-            picture = seen.pictures[results.deciding(rows)]
-            self._explain(self._options.explain, path, picture, rows[0])
+            self._explain(self._options.explain, path, rows)
         return rows
 
     def _plot(self, folder: str, path: str, found: video.VideoResult) -> None:
@@ -190,13 +188,19 @@ class _Work:
                 name=os.path.basename(path),
             )
 
-    def _explain(self, folder: str, path: str, picture: np.ndarray, row: Row) -> None:
+    def _explain(self, folder: str, path: str, rows: list[Row]) -> None:
         from fdftnet_jax.prediction import explain
 
-        with _drawing(folder):
-            threshold = self._judge.threshold
+        # Read once more: kept until they are scored, pictures could fill the memory.
+        with contextlib.suppress(images.ImageError, IndexError), _drawing(folder):
+            pictures, *_ = self._looker.pictures(path)
             explain.write(
-                folder, path, picture, self._detector, row, threshold=threshold
+                folder,
+                path,
+                pictures[results.deciding(rows)],
+                self._detector,
+                rows[0],
+                threshold=self._judge.threshold,
             )
 
 

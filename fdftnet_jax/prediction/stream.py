@@ -33,8 +33,6 @@ class Seen(NamedTuple):
     views: np.ndarray | None = None
     # (x, y, width, height) of each face; None for the whole picture.
     boxes: tuple[Box | None, ...] = ()
-    # Of each, [h, w, 3] uint8, where they are kept.
-    pictures: tuple[np.ndarray, ...] = ()
     reason: str = ""
     # A video has been scored already.
     video: VideoResult | None = None
@@ -49,7 +47,6 @@ class Looker:
         *,
         find: Callable[[np.ndarray], tuple[list[FoundFace], str]] | None,
         video: Callable[[str], VideoResult],
-        keep: bool = False,
         debug: bool = False,
     ):
         """Looks at pictures by these rules.
@@ -58,13 +55,11 @@ class Looker:
           preprocessing: of the detector.
           find: finds the faces of a picture, see `faces.find`; None takes it as it is.
           video: looks at a video, see `video.score_video`.
-          keep: whether to keep the pictures themselves.
           debug: whether an unexpected error ends the work, instead of being a reason.
         """
         self._preprocessing = preprocessing
         self._find = find
         self._video = video
-        self._keep = keep
         self._debug = debug
 
     def __call__(self, item: Item) -> Seen:
@@ -91,21 +86,32 @@ class Looker:
             told = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             return Seen(item, kind, reason=f"unexpected error, {told}")
 
+    def pictures(self, path: str) -> tuple[list[np.ndarray], list[Box | None], str]:
+        """What is scored of a picture.
+
+        Args:
+          path: of the file.
+
+        Returns:
+          The pictures [h, w, 3] uint8 of its faces, or itself; where they are in it
+          (None for all of it); and why there are none, '' where there are some.
+
+        Raises:
+          ImageError: the file is no picture, or damaged.
+        """
+        image = images.decode(path)
+        if self._find is None:
+            return [image], [None], ""
+        found, reason = self._find(image)
+        return [face.crop for face in found], [face.box for face in found], reason
+
     def _picture(self, item: Item) -> Seen:
-        image = images.decode(item.path)
-        boxes: tuple[Box | None, ...] = (None,)
-        pictures: tuple[np.ndarray, ...] = (image,)
-        if self._find is not None:
-            faces, reason = self._find(image)
-            if not faces:
-                return Seen(item, inputs.IMAGE, reason=reason)
-            boxes = tuple(face.box for face in faces)
-            pictures = tuple(face.crop for face in faces)
+        pictures, boxes, reason = self.pictures(item.path)
+        if reason:
+            return Seen(item, inputs.IMAGE, reason=reason)
         views = [self._preprocessing(picture) for picture in pictures]
         stacked = np.stack([v if v.ndim == 4 else v[None] for v in views])
-        if not self._keep:
-            pictures = ()
-        return Seen(item, inputs.IMAGE, stacked, boxes, pictures)
+        return Seen(item, inputs.IMAGE, stacked, tuple(boxes))
 
 
 def in_order(

@@ -1,0 +1,56 @@
+"""`fdftnet predict` with the file of a run says what the run's evaluation says."""
+
+import os
+import shutil
+
+import exported
+import pytest
+from PIL import Image
+from stand_in import predict, rows
+
+from fdftnet_jax.detector import export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, finetuned):
+    """A folder with the exported file, the test split as pictures, and its rows."""
+    folder = tmp_path_factory.mktemp("predicted")
+    workdir = shutil.copytree(finetuned, folder / "run")
+    export.write(workdir, folder / "detector")
+    for path, pixels in exported.pictures(workdir).items():
+        place = (folder / "in" / path).with_suffix(".png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    return folder, exported.evaluated(workdir)
+
+
+def test_scores_probabilities_and_verdicts(run, tmp_path):
+    folder, evaluated = run
+    out = tmp_path / "out.csv"
+    assert predict(folder / "in", "--csv", out, detector=folder / "detector") == 0
+    found, whole = rows(out)
+    assert found == whole and len(found) == len(evaluated)
+    by_path = {os.path.splitext(path)[0]: row for path, row in evaluated.items()}
+    for row in found:
+        path = os.path.relpath(row["path"], folder / "in")
+        expected = by_path[os.path.splitext(path)[0]]
+        assert row["verdict"] == expected["verdict"]
+        for name, theirs in (
+            *(("score", "score"), ("logit", "logit")),
+            ("probability", "calibrated"),
+        ):
+            assert float(row[name]) == pytest.approx(float(expected[theirs]), abs=1e-5)
+
+
+def test_what_the_network_looks_at(run, tmp_path):
+    folder, _ = run
+    (first, *_) = sorted((folder / "in").rglob("*.png"))
+    shutil.copy(first, tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    drawn = tmp_path / "drawn"
+    arguments = ("--explain", drawn, "--csv", tmp_path / "out")
+    assert predict(tmp_path, *arguments, detector=folder / "detector") == 0
+    assert len(rows(tmp_path / "out")[0]) == 2
+    (figure,) = drawn.iterdir()
+    with Image.open(figure) as image:
+        assert image.format == "PNG" and min(image.size) > 200
