@@ -176,7 +176,9 @@ def _read(data: bytes) -> Picture:
         found = _format(image)
         if found == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
             raise ValueError("more scans than a picture has")
-        pixels = _to_rgb(ImageOps.exif_transpose(image))
+        # In place, as converted only where needed: a copy takes time like the decoding.
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = _to_rgb(image)
         damage.check(found, image, data)
         tables = getattr(image, "quantization", None)
         quality = _jpeg_quality(tables[min(tables)]) if tables else None
@@ -239,7 +241,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("P", "PA"):
         # A palette may have transparency, which Pillow wants converted first.
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def encode_png(image: np.ndarray) -> bytes:
