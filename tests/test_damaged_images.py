@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from pictures import (
     encode,
     noise,
@@ -42,6 +43,15 @@ def test_whole_jpegs_of_every_kind_are_read(kind):
     with Image.open(io.BytesIO(JPEGS[kind])) as image:
         expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(images.decode(JPEGS[kind]), expected)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "440", "420", "411", "Gray"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (40, 33)])
+def test_the_colours_of_a_jpeg_are_those_that_pillow_reads(subsampling, size):
+    data = simplejpeg.encode_jpeg(noise(*size), 80, colorsubsampling=subsampling)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(images.decode(data), expected)
 
 
 @pytest.mark.parametrize("kind", sorted(set(JPEGS) - {"trailing bytes"}))
