@@ -19,6 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.finetune = finetune.get_config("squeezenet,toy")
     config.finetune.model.num_blocks = 1
     config.finetune.epochs = 8
+    # Both trainings see the same forgeries: there is no older one to mix in.
+    config.finetune.data.replay = 0
     for data in (config.pretrain.data, config.finetune.data):
         data.family = "both"
         data.toy_examples.train = 2000

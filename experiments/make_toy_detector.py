@@ -33,7 +33,16 @@ def main() -> None:
     report = results.report(scores, calibrated)
     results.write(report, scores, calibrated, fdftnet)
     path = workdir / "toy.safetensors"
-    export.write(fdftnet, path, name="toy", toy=True, half=True, replace=True)
+    licence = "Drawn and trained by the package alone: Apache-2.0, as its code."
+    export.write(
+        fdftnet,
+        path,
+        name="toy",
+        licence=licence,
+        toy=True,
+        half=True,
+        replace=True,
+    )
     auc = report["figures"]["auc"]["value"]
     print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, AUROC on test {auc:.4f}")
 

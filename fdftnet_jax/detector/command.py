@@ -48,8 +48,14 @@ def add_show(subparsers) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    import os
+    import sys
+
     from fdftnet_jax.detector import export, file
 
+    # A backbone of your own is found where `python -m experiments.pretrain` found it.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     export.write(
         arguments.workdir,
         arguments.detector,

@@ -1,4 +1,27 @@
-"""A detector read from its file, which scores pictures."""
+"""A detector read from its file, which scores pictures.
+
+>>> import fdftnet_jax
+>>> import numpy as np
+>>> detector = fdftnet_jax.load("toy")
+>>> detector.card["toy"], detector.card["labels"]
+(True, ['real', 'fake'])
+
+Scores are P(fake) of pictures [b, h, w, 3] uint8, of several arrays of any size, or of
+image files, `detector.score(["a.jpg", "b.png"])`:
+
+>>> pictures = np.zeros((2, 48, 64, 3), np.uint8)
+>>> scores = detector.score(pictures)
+>>> scores.shape, bool(((0 <= scores) & (scores <= 1)).all())
+((2,), True)
+
+Verdicts and calibrated probabilities are of log odds, which `logits` gives for views at
+the size of the network:
+
+>>> z = detector.logits(np.stack([detector.preprocessing(p) for p in pictures]))
+>>> verdicts = ["fake" if called else "real" for called in z >= detector.threshold]
+>>> len(verdicts), detector.probability(z).shape
+(2, (2,))
+"""
 
 import itertools
 import math
