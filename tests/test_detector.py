@@ -88,6 +88,8 @@ def test_a_network_that_is_rebuilt_scores_the_same(kind, request, tmp_path):
     pictures = list(exported.pictures(workdir).values())
     expected = exported.column(rows, "score")
     np.testing.assert_allclose(rebuilt.score(pictures), expected, atol=1e-5)
+    # Or is not to be read: without a warning.
+    assert fdftnet_jax.load(other, rebuild=True)._program is None
 
 
 def test_a_program_for_other_devices(resized, monkeypatch, tmp_path, loaded):

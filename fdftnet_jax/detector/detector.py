@@ -53,11 +53,19 @@ _LARGEST_GRID = 64
 Image = str | os.PathLike[str] | np.ndarray
 
 
-def load(path: str | os.PathLike[str], *, import_backbone: bool = False) -> "Detector":
+def load(
+    path: str | os.PathLike[str],
+    *,
+    rebuild: bool = False,
+    import_backbone: bool = False,
+) -> "Detector":
     """Reads a detector that `fdftnet export` has written; runs no code from it.
 
     Args:
       path: of the file, or 'toy' for the one that the package carries.
+      rebuild: whether to leave the file's program alone and rebuild the network from
+        its weights. For a file of somebody you do not trust: the digest is no
+        signature, and JAX's reader of programs is not made for forged ones.
       import_backbone: whether a network on a backbone MODULE:ATTRIBUTE may be rebuilt,
         which imports the module that the file names: for files that you trust.
 
@@ -66,7 +74,9 @@ def load(path: str | os.PathLike[str], *, import_backbone: bool = False) -> "Det
     """
     arrays, card = file.read(path)
     try:
-        return Detector(path, arrays, card, import_backbone=import_backbone)
+        return Detector(
+            path, arrays, card, rebuild=rebuild, import_backbone=import_backbone
+        )
     # By its digest the file is as it was written, so whoever wrote it made it so.
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise file.tampered(path, error) from error
@@ -88,6 +98,7 @@ class Detector:
         arrays: dict[str, np.ndarray],
         card: dict[str, Any],
         *,
+        rebuild: bool = False,
         import_backbone: bool = False,
     ):
         """Takes what `file.read` gave; see `load`."""
@@ -117,7 +128,11 @@ class Detector:
         self.variables = network.nested(self._arrays)
         self._on_device: Any = None
         self._compiled: dict[int, Any] = {}
-        self._program = self._exported(program)
+        self._program: network.Program | None = None
+        if rebuild:
+            self.model()
+        else:
+            self._program = self._exported(program)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """Log odds of views, logit(fake) - logit(real).

@@ -8,7 +8,9 @@ entry, `fdftnet_detector`, JSON:
     card             what a person and a program need to know (see `export`)
 
 Nothing in it is a pickle. The digest shows damage and careless edits; it is no
-signature, because whoever rewrites a file can compute it again.
+signature, because whoever rewrites a file can compute it again. A forged program is not
+run as code of the machine, but it can end the process that reads it (see
+`detector.load`, `rebuild`).
 """
 
 import hashlib

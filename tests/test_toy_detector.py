@@ -1,0 +1,67 @@
+"""The detector that the package carries, and the examples of the API."""
+
+import doctest
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import fdftnet_jax
+from fdftnet_jax.data import toy
+from fdftnet_jax.detector import detector, file
+
+PICTURES = 40
+# No training of the toy detector has seen it.
+SEED = 12345
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return fdftnet_jax.load("toy")
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_it_tells_pictures_apart_that_it_has_not_seen(loaded, family):
+    real = [toy.real_image(SEED, index) for index in range(PICTURES)]
+    fake = [toy.fake_image(family, SEED, index) for index in range(PICTURES)]
+    scores = loaded.score(real + fake, batch_size=2 * PICTURES)
+    assert roc_auc_score([0] * PICTURES + [1] * PICTURES, scores) > 0.9
+    called = scores >= 1 / (1 + np.exp(-loaded.threshold))
+    assert np.mean(called == np.repeat([False, True], PICTURES)) > 0.8
+
+
+def test_it_is_small_and_says_that_it_is_a_toy(loaded, monkeypatch, tmp_path):
+    assert file.locate("toy").stat().st_size < 4_000_000
+    assert loaded.card["toy"] is True
+    assert {data["name"] for data in loaded.card["trained_on"]} == {"toy-both"}
+    assert loaded.card["config"]["data"]["toy_seed"] != SEED
+    # Of the network that its card describes, which the code still builds.
+    assert loaded.model() is not None
+    # A file of that name is meant before the package's.
+    monkeypatch.chdir(tmp_path)
+    Path("toy").write_text("no detector")
+    with pytest.raises(fdftnet_jax.errors.UserError, match="is no detector"):
+        fdftnet_jax.load("toy")
+
+
+def test_the_examples_of_the_documentation():
+    found = doctest.testmod(detector)
+    assert found.attempted > 3 and not found.failed
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_it(tmp_path):
+    repository = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", repository]
+    subprocess.run([*command, "-w", tmp_path], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        names = content.namelist()
+        points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert b"fdftnet = fdftnet_jax.cli:main" in content.read(points)
+    assert "fdftnet_jax/detector/toy.safetensors" in names
+    assert not [name for name in names if name.startswith(("tests", "configs"))]
