@@ -37,7 +37,7 @@ def column(rows, name):
 
 def rewritten(path, target, change):
     """A file whose digest is right: `change` may change arrays and card."""
-    arrays, card = file.read(path)
+    arrays, card, _ = file.read(path)
     change(arrays, card)
     file.write(target, arrays, card)
     return target

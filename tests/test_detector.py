@@ -213,7 +213,7 @@ def test_the_card(resized, loaded):
     assert card["parameters"]["all"] == sum(leaf.size for leaf in params)
     assert card["licence"] == export.LICENCE
     # Weights once: the program takes them as arguments.
-    sizes = {name: array.nbytes for name, array in file.read(path)[0].items()}
+    sizes = {name: array.nbytes for name, array in file.read(path).arrays.items()}
     program = sizes.pop(detector.STABLEHLO)
     assert path.stat().st_size < sum(sizes.values()) + program + 20_000
     assert program < 150_000 < sum(sizes.values())

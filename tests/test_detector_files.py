@@ -1,5 +1,6 @@
 """Files that are no detector, are damaged, or were written by somebody else."""
 
+import hashlib
 import os
 import pickle
 import stat
@@ -66,12 +67,16 @@ def refused(path, match):
 
 
 def test_what_is_written_is_read(written):
-    arrays, card = file.read(written)
+    arrays, card, digest = file.read(written)
     assert card == CARD
+    content = written.read_bytes()
+    blank = content.replace(digest.encode(), b"0" * 64)
+    assert hashlib.sha256(blank).hexdigest() == digest
     np.testing.assert_array_equal(arrays["params/w"], np.float32([0, 0.01]))
     # Any reader of safetensors opens it.
     assert safetensors.numpy.load_file(written).keys() == arrays.keys()
     found = fdftnet_jax.load(written)
+    assert found.digest == digest
     z = found.logits(np.full((3, SIZE, SIZE, 3), 100, np.uint8))
     np.testing.assert_allclose(z, 1, atol=1e-6)
     np.testing.assert_allclose(found.probability(z), 1 / (1 + np.exp(-1)), atol=1e-6)

@@ -20,17 +20,18 @@ _VIEWS = {
 }
 
 
-def text(card: dict[str, Any]) -> str:
+def text(card: dict[str, Any], digest: str) -> str:
     """A card as lines of at most 80 characters.
 
     Args:
       card: of `file.read`.
+      digest: of the file.
 
     Raises:
       KeyError, TypeError, ValueError: it is not as `export` writes it.
     """
     lines = [_plain(card["name"]), ""]
-    for title, value in _rows(card):
+    for title, value in (*_rows(card), ("sha256", digest)):
         lines += textwrap.wrap(
             _plain(value),
             _WIDTH,

@@ -77,12 +77,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from fdftnet_jax.detector import card, file
 
-    _, found = file.read(arguments.detector)
+    found = file.read(arguments.detector)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({"sha256": found.digest, **found.card}, indent=2))
         return 0
     try:
-        print(card.text(found))
+        print(card.text(found.card, found.digest))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise file.tampered(arguments.detector, error) from error
     return 0

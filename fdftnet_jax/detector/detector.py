@@ -72,10 +72,10 @@ def load(
     Raises:
       UserError: there is no such file, it is no detector, or damaged.
     """
-    arrays, card = file.read(path)
+    contents = file.read(path)
     try:
         return Detector(
-            path, arrays, card, rebuild=rebuild, import_backbone=import_backbone
+            path, contents, rebuild=rebuild, import_backbone=import_backbone
         )
     # By its digest the file is as it was written, so whoever wrote it made it so.
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -90,21 +90,23 @@ class Detector:
       preprocessing: from a picture to the network's views.
       threshold: the lowest log odds that are called fake.
       variables: `params` and `batch_stats` of the network.
+      digest: SHA-256 of the file, as it says itself (see `file`).
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        arrays: dict[str, np.ndarray],
-        card: dict[str, Any],
+        contents: file.Contents,
         *,
         rebuild: bool = False,
         import_backbone: bool = False,
     ):
         """Takes what `file.read` gave; see `load`."""
+        arrays, card = dict(contents.arrays), contents.card
         self._path = os.fspath(path)
         self._import_backbone = import_backbone
         self.card = card
+        self.digest = contents.digest
         if card["labels"] != list(splits.CLASSES):
             raise ValueError(f"the classes are {card['labels']}")
         self.preprocessing = Preprocessing.from_dict(card["preprocessing"])

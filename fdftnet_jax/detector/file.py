@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -69,8 +69,16 @@ def locate(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads the arrays and the card of a detector.
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    arrays: dict[str, np.ndarray]
+    card: dict[str, Any]
+    digest: str  # As the file has it: 64 hexadecimal digits.
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Reads a detector, once its bytes are known to be those that were written.
 
     Args:
       path: of the file, or 'toy' for the one that the package carries.
@@ -101,7 +109,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
             "written; get the file again"
         )
     try:
-        return safetensors.numpy.load(data), entry["card"]
+        return Contents(safetensors.numpy.load(data), entry["card"], digest)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise tampered(path, error) from error
 
