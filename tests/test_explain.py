@@ -36,6 +36,8 @@ class Detector:
         )
         self.model = lambda: built
         if kind == "fdftnet":
+            # Everything looks fake, more or less.
+            self.variables["params"]["classifier"]["kernel"][:, 1] += 1
             for m, gamma in enumerate(gammas, 1):
                 transformer = self.variables["params"]["fine_tune_transformer"]
                 transformer[f"attention{m}"]["gamma"] = np.float32(gamma)
@@ -81,7 +83,7 @@ def test_an_fdftnet_has_all_maps_side_by_side(two_stages, figure):
         *("stage 1, gamma 0.5", "stage 2, gamma -0.25"),
     ]
     assert len({pixels.shape for pixels in panels.values()}) == 1
-    assert lines == ["real: score 0.250 (fake from 0.400)", "a/b.jpg"]
+    assert lines[:2] == ["real: score 0.250 (fake from 0.400)", "a/b.jpg"]
 
 
 def test_maps_are_those_of_the_view_against_even_attention(two_stages):
@@ -112,13 +114,14 @@ def test_an_attention_of_gamma_0_is_called_unused(figure):
     panels, lines = figure(Detector(gammas=(0.0, 0.0)))
     stages = [f"stage {m}, gamma 0: unused" for m in (1, 2)]
     assert list(panels) == ["face", "Grad-CAM, MBblock", *stages]
-    assert lines[-1] == "all gamma are 0: the attention is unused"
+    assert "all gamma are 0: the attention is unused" in lines
 
 
 def test_what_a_network_has_not_is_left_out_and_told(figure):
     panels, lines = figure(Detector(gammas=()))
     assert list(panels) == ["face", "Grad-CAM, MBblock"]
-    assert " ".join(lines[2:]) == "network: FDFtNet with M = 0 stages: no attention"
+    told = " ".join(lines[2:])
+    assert told.startswith("network: FDFtNet with M = 0 stages: no attention Grad-CAM:")
     for kind in ("linear", "classifier"):
         panels, lines = figure(Detector(kind))
         assert list(panels) == ["face"]

@@ -30,6 +30,8 @@ _COLUMNS = 3
 _MAP = "inferno"
 # Share of a map in the colours of its panel, over the grey face.
 _SHARE = 0.6
+_ATTENTION = "Attention: against the same everywhere; dark is 0."
+_CAM = "Grad-CAM: what adds to the log odds of fake; dark is 0."
 # Of an attention, against even attention, at least.
 _BRIGHT = 2.0
 # In inches: a panel with its margin, what is above and below it, and a line of text.
@@ -42,7 +44,7 @@ class Panel(NamedTuple):
     title: str
     # [h, w] float >= 0, of the whole face; None shows the face itself.
     heat: np.ndarray | None = None
-    # The value that is brightest; 0 is dark.
+    # The value of the brightest colour; that of 0 is dark.
     bright: float = 1.0
     below: str = ""
 
@@ -83,6 +85,8 @@ def write(
     face, view, note = _seen(image, detector)
     shown, left_out = panels(detector, view)
     caption = [*_caption(name, row, detector, threshold), note, left_out]
+    number = sum(map(len, shown))
+    caption += [_ATTENTION] * (number > 2) + [_CAM] * (number > 1)
     path = Path(folder) / names.file_name(name, ".png")
     with mpl.rc_context(plots.STYLE):
         plots.save(_figure(face, shown, caption), path)
@@ -126,7 +130,7 @@ def panels(detector: Any, view: np.ndarray) -> tuple[list[list[Panel]], str]:
         first.append(_attention("FTT attention", weighted, "by |gamma|, "))
     cam = np.asarray(explanation.grad_cam(model, variables, images)[0])
     rows, columns = cam.shape
-    most = f"bright: +{cam.max():.2g}" if cam.max() else "0 all over"
+    most = f"up to +{cam.max():.2g}" if cam.max() else "0 all over"
     below = f"{rows} x {columns}, {most}"
     first.append(Panel("Grad-CAM, MBblock", cam, float(cam.max()) or 1.0, below))
     shown = [
@@ -146,7 +150,8 @@ def _model(detector: Any) -> Any:
 def _attention(title: str, heat: np.ndarray, how: str = "") -> Panel:
     # Even attention is never bright.
     bright = max(_BRIGHT, float(heat.max()))
-    return Panel(title, heat, bright, f"{how}bright: {bright:.2g} x even")
+    times = f"{bright:.1f}" if bright < 10 else f"{bright:.0f}"
+    return Panel(title, heat, bright, f"{how}up to {times}x even")
 
 
 def _seen(image: np.ndarray, detector: Any) -> tuple[np.ndarray, np.ndarray, str]:
