@@ -3,6 +3,8 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -148,7 +150,16 @@ def test_sparse_samples_are_told(tmp_path):
     assert score(path).notes == ()
     [note] = score(path, every=3).notes
     assert note == "sampled frames are 1.5 s apart: a track may be of several people"
+    assert len(score(path, every=11).notes) == 2
     assert score(path, rules=None, every=3).notes == ()
+
+
+def test_seldom_seen_faces_are_told(tmp_path):
+    frames = [*drawn_videos.moving(3), *[canvas()] * 4]
+    path = drawn_videos.write(tmp_path / "a.avi", frames)
+    assert score(path).notes == ("no face in 4 of 7 sampled frames",)
+    path = drawn_videos.write(tmp_path / "b.avi", frames[:6])
+    assert score(path).notes == ()
 
 
 # What cannot be read, or shows nobody.
@@ -157,7 +168,7 @@ def test_sparse_samples_are_told(tmp_path):
 def test_a_video_without_faces_has_a_reason(tmp_path):
     frames = [canvas()] * 3 + [rectangle(30, 30, 15, 40)] * 2
     found = score(drawn_videos.write(tmp_path / "a.avi", frames))
-    assert found.reason == "5 sampled frames: 3 x no face found, 2 x face too small"
+    assert found.reason == "5 frames sampled: 3 x no face found, 2 x face too small"
     assert found.logit is None and found.deciding is None and found.tracks == ()
     assert found.rejected == {"no face found": 3, "face too small": 2}
 
@@ -199,7 +210,7 @@ def test_damaged_frames_are_no_evidence(tmp_path):
     [track] = found.tracks
     damaged = found.rejected["damaged frame"]
     assert damaged and track.logits.size == 40 - damaged and not found.complete
-    assert found.notes == (f"{damaged} of 40 sampled frames are damaged",)
+    assert found.notes == (f"damaged: {damaged} of 40 sampled frames",)
 
 
 def test_a_detector_that_gives_no_number_gives_no_score(people):
@@ -250,6 +261,16 @@ def test_a_process_reads_the_same(clip):
     for track, other in zip(found.tracks, same.tracks, strict=True):
         np.testing.assert_array_equal(track.logits, other.logits)
         np.testing.assert_array_equal(track.boxes, other.boxes)
+
+
+def test_a_process_that_reads_starts_without_the_network():
+    """Otherwise each would take seconds, and a third of a gigabyte, more."""
+    code = "import sys, fdftnet_jax.prediction.sampling as _; print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(ended.stdout.split())
+    assert "cv2" in loaded and not loaded & {"jax", "flax", "matplotlib", "tensorflow"}
 
 
 def test_a_video_that_takes_its_reader_down(clip, process):

@@ -30,8 +30,8 @@ _COLUMNS = 3
 _MAP = "inferno"
 # Share of a map in the colours of its panel, over the grey face.
 _SHARE = 0.6
-_ATTENTION = "Attention: against the same everywhere; dark is 0."
-_CAM = "Grad-CAM: what adds to the log odds of fake; dark is 0."
+_ATTENTION = "Attention: 1x is even, dark is 0."
+_CAM = "Grad-CAM: what adds to the log odds of fake, dark is 0."
 # Of an attention, against even attention, at least.
 _BRIGHT = 2.0
 # In inches: a panel with its margin, what is above and below it, and a line of text.

@@ -143,13 +143,13 @@ def score_video(
     task = sampling.Task(path, every, max_frames, rules, detector.preprocessing)
     tracks = _Tracks(score or detector.logits, followed=rules is not None)
     rejected: Counter[str] = Counter()
-    stopped, frames, last, steps = "", 0, 0.0, [0.0]
+    stopped = ""
+    times: list[float] = []
     for found in reader(task, seconds, stop):
         if isinstance(found, sampling.Stopped):
             stopped = found.reason
             continue
-        steps.append(found.seconds - last)
-        frames, last = frames + 1, found.seconds
+        times.append(found.seconds)
         if found.views is None:
             rejected[found.reason.partition(" (")[0]] += 1
         tracks.add(found)
@@ -159,20 +159,23 @@ def score_video(
         stopped, scored = NOT_FINITE, ()
     candidates = _candidates(scored)
     deciding = max(candidates, key=lambda i: scored[i].logit, default=None)
-    damaged = rejected[sampling.DAMAGED]
+    frames, damaged = len(times), rejected[sampling.DAMAGED]
+    without = rejected.total() - damaged
+    step = float(np.median(np.diff(times))) if frames > 1 else 0.0
     notes = [f"read in part: {stopped}"] * bool(stopped)
     if damaged:
-        notes.append(f"{damaged} of {frames} sampled frames are damaged")
+        notes.append(f"damaged: {damaged} of {frames} sampled frames")
+    if without > frames / 2:
+        notes.append(f"no face in {without} of {frames} sampled frames")
     if scored and not any(track.logits.size >= LEAST_FRAMES for track in scored):
         notes.append(f"no face is seen in {LEAST_FRAMES} sampled frames")
-    if rules is not None and np.median(steps) > _LONG_STEP:
+    if rules is not None and step > _LONG_STEP:
         notes.append(
-            f"sampled frames are {np.median(steps):.1f} s apart: a track may be of "
-            "several people"
+            f"sampled frames are {step:.1f} s apart: a track may be of several people"
         )
     return VideoResult(
         frames=frames,
-        seconds=last,
+        seconds=max(times, default=0.0),
         tracks=scored,
         deciding=deciding,
         rejected=dict(rejected.most_common()),
@@ -190,7 +193,7 @@ def _candidates(tracks: Sequence[Track]) -> list[int]:
 
 def _why_none(stopped: str, frames: int, rejected: Counter[str]) -> str:
     reasons = [f"{number} x {reason}" for reason, number in rejected.most_common(3)]
-    found = f"{frames} sampled frames: {', '.join(reasons)}" if reasons else ""
+    found = f"{frames} frames sampled: {', '.join(reasons)}" if reasons else ""
     return "; ".join(part for part in (found, stopped) if part) or "no frames"
 
 
