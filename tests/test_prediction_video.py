@@ -264,7 +264,7 @@ def test_a_process_reads_the_same(clip):
 
 
 def test_a_process_that_reads_starts_without_the_network():
-    """Otherwise each would take seconds, and a third of a gigabyte, more."""
+    """Otherwise each would start seconds later, and be larger."""
     code = "import sys, fdftnet_jax.prediction.sampling as _; print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
