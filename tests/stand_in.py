@@ -17,6 +17,7 @@ class StandIn:
     """Finds red pictures fake: z is the mean of red less that of blue, over 16."""
 
     threshold = 0.5
+    digest = "0" * 64
 
     def __init__(self, *, calibrated=True, faces=None, toy=False, **preprocessing):
         self.preprocessing = preprocess.Preprocessing(**{"size": 8, **preprocessing})

@@ -4,18 +4,19 @@ import argparse
 import dataclasses
 
 _DESCRIPTION = """\
-Says of pictures and videos whether they show a real or a fake face, or why it cannot be
-said. Prints a line for each input; --csv and --json keep all that is known.
+Says of pictures and videos whether they show a real or a fake face, or why it
+cannot be said. Prints a line for each input; --csv and --json keep all that is
+known.
 """
 
 _EPILOG = """\
-A picture with several faces is as fake as the face that looks most so; with --csv and
---json, a row for each face follows that of the picture. An input that cannot be judged
-is 'undecided', with a reason: no face was found, the face is too small, the file is
-damaged. It has no score.
+A picture with several faces is as fake as the face that looks most so; a video
+as the person who does. With --csv and --json, a row for each of them follows
+that of the input. An input that cannot be judged is 'undecided', with a reason:
+no face was found, the face is too small, the file is damaged. It has no score.
 
-exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a mistake in
-the command; 130 after Ctrl-C.
+exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a
+mistake in the command; 130 after Ctrl-C.
 """
 
 
@@ -47,7 +48,7 @@ def add_predict(subparsers) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("detector", help="file that `fdftnet export` has written")
+    parser.add_argument("detector", help="file of `fdftnet export`, or 'toy'")
     parser.add_argument(
         "paths",
         nargs="+",
@@ -62,7 +63,7 @@ def add_predict(subparsers) -> None:
     where.add_argument(
         "--json",
         metavar="F",
-        help="the same as one JSON document, with its circumstances",
+        help="the same as one JSON document, with what they rest on",
     )
     parser.add_argument(
         "--faces",

@@ -301,7 +301,7 @@ def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any
         "fdftnet_jax": fdftnet_jax.__version__,
         "detector": {
             "name": card["name"],
-            "sha256": getattr(detector, "digest", None),
+            "sha256": detector.digest,
             "toy": card["toy"],
         },
         "threshold": {"of": judge.of, "value": judge.threshold},
