@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -142,6 +143,9 @@ class _Work:
         seen = stream.in_order(
             self._looker, items, threads=threads, ahead=_AHEAD * BATCH
         )
+        # Each of the threads looks for faces: OpenCV's own would be in their way.
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(1)
         try:
             for one, logits in stream.scored(seen, self._logits, BATCH):
                 yield self._rows(one, logits)
@@ -149,6 +153,7 @@ class _Work:
             # The process ends when its threads do.
             self._stop.set()
             seen.close()
+            cv2.setNumThreads(before)
 
     def _logits(self, views: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -318,7 +323,7 @@ def _opening(header: dict[str, Any]) -> Iterator[str]:
         f"{name}: scores {looks}; fake from {what} {header['threshold']['value']:.3g}"
     )
     if header["detector"]["toy"]:
-        yield "a toy: it was trained on drawn faces, and knows nothing of photographs"
+        yield "a toy, trained on computed pictures: of photographs its verdicts say nothing"
 
 
 def _say(bar: tqdm, line: str) -> None:
