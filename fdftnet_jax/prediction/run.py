@@ -323,7 +323,7 @@ def _opening(header: dict[str, Any]) -> Iterator[str]:
         f"{name}: scores {looks}; fake from {what} {header['threshold']['value']:.3g}"
     )
     if header["detector"]["toy"]:
-        yield "a toy, trained on computed pictures: of photographs its verdicts say nothing"
+        yield "a toy of computed pictures: its verdicts on photographs say nothing"
 
 
 def _say(bar: tqdm, line: str) -> None:
