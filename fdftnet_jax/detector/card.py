@@ -75,9 +75,9 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "evaluated on", "nothing: no report lay beside the checkpoint"
     yield (
         "program",
-        f"StableHLO for {', '.join(card['stablehlo']['platforms'])}; where it no "
-        "longer loads, the network is rebuilt from the weights"
-        + _by_code(card["model"]["backbone"]),
+        f"StableHLO for {', '.join(card['stablehlo']['platforms'])}, which JAX "
+        "promises to read for six months; where it no longer does, the network is "
+        "rebuilt from the weights" + _by_code(card["model"]["backbone"]),
     )
     yield "written by", ", ".join(f"{k} {v}" for k, v in card["versions"].items())
     yield "licence", card["licence"]

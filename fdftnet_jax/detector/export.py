@@ -25,7 +25,7 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
                      where it was evaluated
   evaluations        of the same checkpoint, from WORKDIR/evaluation
   config             of the run, without the paths of this machine
-  stablehlo          the platforms of the program and its calling convention
+  stablehlo          the platforms of the program
   versions           of Python and of the packages
   licence            whose conditions hold
 
