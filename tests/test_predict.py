@@ -29,7 +29,9 @@ def use(monkeypatch):
 
     def use(**options):
         detector = StandIn(**options)
-        monkeypatch.setattr(fdftnet_jax, "load", lambda path: detector, raising=False)
+        monkeypatch.setattr(
+            fdftnet_jax, "load", lambda path, rebuild: detector, raising=False
+        )
         return detector
 
     return use

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import exported
+import jax.export
 import pytest
 from PIL import Image
 from stand_in import predict, rows
@@ -40,6 +41,18 @@ def test_scores_probabilities_and_verdicts(run, tmp_path):
             ("probability", "calibrated"),
         ):
             assert float(row[name]) == pytest.approx(float(expected[theirs]), abs=1e-5)
+
+
+def test_a_stranger_s_program_is_left_alone(run, tmp_path, monkeypatch):
+    folder, evaluated = run
+    read = []
+    monkeypatch.setattr(jax.export, "deserialize", read.append)
+    out = tmp_path / "out.csv"
+    options = ("--csv", out, "--rebuild")
+    assert predict(folder / "in", *options, detector=folder / "detector") == 0
+    scores = sorted(float(row["score"]) for row in rows(out)[0])
+    expected = sorted(float(row["score"]) for row in evaluated.values())
+    assert scores == pytest.approx(expected, abs=1e-5) and read == []
 
 
 def test_what_the_network_looks_at(run, tmp_path):

@@ -33,6 +33,7 @@ class Options:
     workers: int = 0
     plots: str | None = None
     explain: str | None = None
+    rebuild: bool = False
     debug: bool = False
 
 
@@ -93,6 +94,12 @@ def add_predict(subparsers) -> None:
         "--explain",
         metavar="DIR",
         help="draw what the network looks at, of each image, into DIR",
+    )
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="for a stranger's detector: make the network from the weights, without "
+        "the program in the file",
     )
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of an error"
