@@ -19,7 +19,7 @@ def small_config(cache_dir, **seeds):
     config.both.update_from_flattened_dict(small_runs.small(cache_dir))
     config.finetune.data.shots = 12
     config.pretrain.epochs = 1
-    config.finetune.epochs = 3
+    config.finetune.epochs = 2
     config.replays = "4,0"
     config.seeds.update({method: seeds.get(method, 0) for method in config.seeds})
     return config
@@ -109,7 +109,7 @@ def test_the_methods_train_what_they_say(finished):
     budgets = {
         config_of(workdir, f"seed0/{method}")["epochs"] for method in compare.METHODS
     }
-    assert budgets == {3}
+    assert budgets == {2}
 
 
 def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
