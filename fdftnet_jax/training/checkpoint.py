@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ FORMAT_VERSION = 2
 _ASIDE = "replaced-"
 # After the step of one that Orbax is writing.
 _TEMPORARY = ".orbax-checkpoint-tmp"
+# Times that what a failed save left is removed, a twentieth of a second apart.
+_TRIES = 20
 
 
 @dataclasses.dataclass
@@ -168,8 +171,7 @@ class Checkpoints:
             )
         except Exception:
             # A part of a checkpoint would only keep a full disk full.
-            for part in self._directory.glob(f"{step}{_TEMPORARY}*"):
-                shutil.rmtree(part, ignore_errors=True)
+            _remove_part(self._directory, step)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -291,6 +293,17 @@ def check_fits(found: Any, expected: Any, what: str) -> None:
             if names
         )
         raise UserError(f"{what} does not fit the network: {listed}")
+
+
+def _remove_part(directory: Path, step: int) -> None:
+    """Removes what a failed save left; its threads may be writing for a moment yet."""
+    for _ in range(_TRIES):
+        parts = list(directory.glob(f"{step}{_TEMPORARY}*"))
+        if not parts:
+            return
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _tidy(directory: Path) -> None:
