@@ -142,19 +142,21 @@ def test_a_picture_of_both_folders_is_not_trained_on_and_tested(
     folders = {name: tmp_path / name for name in ("old", "new")}
     for seed, folder in enumerate(folders.values()):
         small_runs.write_folder(folder, number=3, seed=seed)
-    shutil.copy(
-        tmp_path / held_out / "fake" / "1.png", tmp_path / trained / "fake" / "x.png"
-    )
-    changes = {"data.replay": 4, "data.replay_dir": str(folders["old"])}
+    # Twice: neither copy may stay.
+    for name in ("x.png", "yx.png"):
+        shutil.copy(
+            tmp_path / held_out / "fake" / "1.png", tmp_path / trained / "fake" / name
+        )
+    changes = {"data.replay": 5, "data.replay_dir": str(folders["old"])}
     config = small_runs.folder_config(cache_dir, folders["new"], "base", **changes)
     config.data.shots = 0
     with pytest.raises(
-        UserError, match=r"1 pictures of .*x\.png and .*1\.png"
+        UserError, match=r"2 pictures of .*x\.png and .*1\.png"
     ) as error:
         run_data.prepare(config, [])
     assert "--config.data.duplicates=drop" in str(error.value)
     config.data.duplicates = "drop"
-    with pytest.warns(UserWarning, match="not trained on: 1 pictures"):
+    with pytest.warns(UserWarning, match="not trained on: 2 pictures"):
         data = run_data.prepare(config, [])
     parts = dict(zip(("new", "old"), data.train, strict=True))
     left = parts.pop(trained[:3])

@@ -135,7 +135,7 @@ class FaceDataset:
         return self._builder.builder_config.fingerprint(splits)
 
     def digests(self, splits: Sequence[str]) -> dict[str, str]:
-        """`inspection.digest` -> path, of the files of these splits; {} for the toy."""
+        """Path -> `inspection.digest`, of the files of these splits; {} for the toy."""
         return self._builder.builder_config.digests(splits)
 
     def source(self, split: str) -> Records:

@@ -64,7 +64,7 @@ class FacesConfig(tfds.core.BuilderConfig):
         raise NotImplementedError
 
     def digests(self, splits: Sequence[str]) -> dict[str, str]:
-        """Digest of the pixels -> path, of the files of these splits."""
+        """Path -> digest of the pixels, of the files of these splits."""
         del splits
         return {}
 
@@ -180,9 +180,9 @@ class FolderConfig(FacesConfig):
         )
 
     def digests(self, splits: Sequence[str]) -> dict[str, str]:
-        """Digest of the pixels -> path, of these splits."""
+        """Path -> digest of the pixels, of these splits."""
         return {
-            self._findings[example.path].digest: example.path
+            example.path: self._findings[example.path].digest
             for split in splits
             for example in self.examples.get(split, [])
         }

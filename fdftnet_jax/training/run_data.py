@@ -205,9 +205,10 @@ def _check_apart(train: list[Part], drop: bool) -> None:
     """
     own, old = train
     for k, (part, other) in enumerate(((own, old), (old, own))):
-        held_out = other.dataset.digests(("validation", "test"))
+        not_trained = other.dataset.digests(("validation", "test"))
+        held_out = {digest: path for path, digest in not_trained.items()}
         trained = part.dataset.digests((part.split,))
-        shared = {trained[d]: held_out[d] for d in sorted(trained.keys() & held_out)}
+        shared = {path: held_out[d] for path, d in trained.items() if d in held_out}
         if not shared:
             continue
         here, there = (Path(p.dataset.directory) for p in (part, other))
@@ -224,9 +225,10 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         seen = "; the weights that the run starts from have seen them" * (part is old)
         warnings.warn(f"not trained on: {told}{seen}", stacklevel=3)
         kept = [i for i in part.indices if part.records[int(i)]["path"] not in shared]
-        labels = pipeline.labels(part.records)[kept]
+        indices = np.array(kept, np.int64)
+        labels = pipeline.labels(part.records)[indices]
         counts = (int(np.sum(labels == 0)), int(np.sum(labels == 1)))
-        train[k] = dataclasses.replace(part, indices=np.array(kept), counts=counts)
+        train[k] = dataclasses.replace(part, indices=indices, counts=counts)
 
 
 def _drawn(

@@ -24,7 +24,7 @@ _FREE_KEYS = (
     "data.threads",
 )
 # What fields mean that the configs of earlier versions lack.
-_BEFORE_THEY_WERE = {"augment.jpeg": 0.0, "augment.blur": 0.0}
+_BEFORE_THEY_WERE = {"augment.jpeg": 0.0, "augment.blur": 0.0, "new_weights": False}
 # Share of the time spent waiting for images from which the user is told of it.
 _NOTABLE_WAIT = 0.03
 
