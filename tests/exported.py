@@ -5,7 +5,7 @@ import csv
 import numpy as np
 
 from fdftnet_jax.data import forgery_faces, images, past_runs
-from fdftnet_jax.detector import detector, file
+from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.evaluation import calibration, results, scoring
 from fdftnet_jax.training.checkpoint import Checkpoints
 
@@ -41,6 +41,12 @@ def rewritten(path, target, change):
     change(arrays, card)
     file.write(target, arrays, card)
     return target
+
+
+def stablehlo(program, arrays, size):
+    """A program as the file's array of bytes."""
+    made = network.export(program, arrays, size).serialize()
+    return np.frombuffer(made, np.uint8)
 
 
 def without_program(path, target):

@@ -79,17 +79,43 @@ def test_scores_are_those_of_the_evaluation(kind, request):
 
 
 @pytest.mark.parametrize("kind", ["resized", "cropped"])
-def test_a_network_that_is_rebuilt_scores_the_same(kind, request, tmp_path):
-    """Of weights and card, where the program cannot be read."""
+def test_the_program_in_the_file_scores_the_same(kind, request, monkeypatch):
+    """Without the code of the network."""
     workdir, rows, path = request.getfixturevalue(kind)
-    other = exported.without_program(path, tmp_path / "other.safetensors")
-    with pytest.warns(UserWarning, match="the network is rebuilt from its weights"):
-        rebuilt = fdftnet_jax.load(other)
+    monkeypatch.setattr(registry, "build", None)
+    found = fdftnet_jax.load(path, program=True)
     pictures = list(exported.pictures(workdir).values())
     expected = exported.column(rows, "score")
-    np.testing.assert_allclose(rebuilt.score(pictures), expected, atol=1e-5)
-    # Or is not to be read: without a warning.
-    assert fdftnet_jax.load(other, rebuild=True)._program is None
+    np.testing.assert_allclose(found.score(pictures), expected, atol=1e-5)
+
+
+def test_a_program_that_cannot_be_read(resized, loaded, tmp_path):
+    other = exported.without_program(resized[2], tmp_path / "other.safetensors")
+    with pytest.warns(UserWarning, match="the network is built by the package's code"):
+        found = fdftnet_jax.load(other, program=True)
+    pictures = list(exported.pictures(resized[0]).values())[:3]
+    np.testing.assert_array_equal(found.score(pictures), loaded.score(pictures))
+    # Nobody reads it who is not asked to.
+    np.testing.assert_array_equal(
+        fdftnet_jax.load(other).score(pictures), loaded.score(pictures)
+    )
+
+
+@pytest.mark.parametrize("program", [False, True])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_network_that_is_not_the_one_exported(resized, tmp_path, program, number):
+    """By the logits that the file states for two pictures."""
+
+    def change(arrays, card):
+        (bias,) = (k for k, v in arrays.items() if "bias" in k and v.shape == (2,))
+        arrays[bias] = arrays[bias] + np.float32([0.01, 0])
+
+    other = exported.rewritten(resized[2], tmp_path / "other.safetensors", change)
+    found = fdftnet_jax.load(other, program=program)
+    pictures = list(exported.pictures(resized[0]).values())[:number]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"does not score here as .* use fdftnet"):
+            found.score(pictures)
 
 
 def test_a_program_for_other_devices(resized, monkeypatch, tmp_path, loaded):
@@ -97,22 +123,15 @@ def test_a_program_for_other_devices(resized, monkeypatch, tmp_path, loaded):
         monkeypatch.setattr(network, "PLATFORMS", ("tpu",))
         weights = {k: v for k, v in arrays.items() if k != detector.STABLEHLO}
         program = network.build(card["model"], "minus_one_one")
-        made = network.serialise(program, weights, small_runs.SIZE)
-        arrays[detector.STABLEHLO] = np.frombuffer(made, np.uint8)
+        arrays[detector.STABLEHLO] = exported.stablehlo(
+            program, weights, small_runs.SIZE
+        )
 
     other = exported.rewritten(resized[2], tmp_path / "tpu.safetensors", change)
     pictures = list(exported.pictures(resized[0]).values())[:3]
     with pytest.warns(UserWarning, match="cannot be used here .*platform"):
-        found = fdftnet_jax.load(other).score(pictures)
+        found = fdftnet_jax.load(other, program=True).score(pictures)
     np.testing.assert_allclose(found, loaded.score(pictures), atol=1e-6)
-
-
-def test_it_is_the_program_that_scores(resized, loaded, monkeypatch):
-    """Without the code of the network."""
-    monkeypatch.setattr(registry, "build", None)
-    picture = next(iter(exported.pictures(resized[0]).values()))
-    found = fdftnet_jax.load(resized[2]).score([picture])
-    np.testing.assert_array_equal(found, loaded.score([picture]))
 
 
 def test_batches_paths_and_arrays_make_no_difference(resized, loaded, tmp_path):
@@ -269,7 +288,7 @@ def test_a_training_keeps_the_rules_that_its_faces_were_cut_by(tmp_path, cache_d
     assert found.threshold == 0 and found.probability(np.zeros(2)) is None
 
 
-def test_a_backbone_of_your_own_needs_its_code_to_be_rebuilt_alone(
+def test_a_backbone_of_your_own_needs_the_program_or_its_code(
     resized, tmp_path, monkeypatch
 ):
     model = {"kind": "classifier", "backbone": "own_cnn:OwnCNN", "dtype": "float32"}
@@ -283,27 +302,33 @@ def test_a_backbone_of_your_own_needs_its_code_to_be_rebuilt_alone(
         arrays.clear()
         arrays |= {k: np.asarray(v) for k, v in network.flat(variables).items()}
         program = network.build(model, "minus_one_one")
-        made = network.serialise(program, arrays, small_runs.SIZE)
-        arrays[detector.STABLEHLO] = np.frombuffer(made, np.uint8)
+        card["check"] = np.asarray(
+            program(arrays, network.check_views(small_runs.SIZE))
+        ).tolist()
+        arrays[detector.STABLEHLO] = exported.stablehlo(
+            program, arrays, small_runs.SIZE
+        )
 
     path = exported.rewritten(resized[2], tmp_path / "own.safetensors", change)
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     trusted = fdftnet_jax.load(path, import_backbone=True)
     apply = jax.jit(functools.partial(trusted.model().apply, train=False))
     logits = apply(trusted.variables, picture[None] / np.float32(127.5) - 1)
+    expected = logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(trusted.logits(picture[None]), expected, atol=1e-5)
 
     def refuse(path):
         raise AssertionError(f"imports {path}")
 
     monkeypatch.setattr(own_backbone, "find", refuse)
-    found = fdftnet_jax.load(path)
-    z = found.logits(picture[None])
-    np.testing.assert_allclose(z, logits[:, 1] - logits[:, 0], atol=1e-5)
-    with pytest.raises(UserError, match="load it with import_backbone=True"):
-        found.model()
+    found = fdftnet_jax.load(path, program=True)
+    np.testing.assert_allclose(found.logits(picture[None]), expected, atol=1e-5)
+    for ask in (found.model, lambda: fdftnet_jax.load(path)):
+        with pytest.raises(UserError, match=r"own_cnn:OwnCNN.*\(--program"):
+            ask()
     other = exported.without_program(path, tmp_path / "other.safetensors")
     with (
-        pytest.warns(UserWarning, match="is rebuilt"),
-        pytest.raises(UserError, match="load it with import_backbone=True"),
+        pytest.warns(UserWarning, match="is built by"),
+        pytest.raises(UserError, match="import_backbone=True"),
     ):
-        fdftnet_jax.load(other)
+        fdftnet_jax.load(other, program=True)

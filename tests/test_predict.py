@@ -30,7 +30,7 @@ def use(monkeypatch):
     def use(**options):
         detector = StandIn(**options)
         monkeypatch.setattr(
-            fdftnet_jax, "load", lambda path, rebuild: detector, raising=False
+            fdftnet_jax, "load", lambda path, program: detector, raising=False
         )
         return detector
 

@@ -43,16 +43,26 @@ def test_scores_probabilities_and_verdicts(run, tmp_path):
             assert float(row[name]) == pytest.approx(float(expected[theirs]), abs=1e-5)
 
 
-def test_a_stranger_s_program_is_left_alone(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [(), ("--program",)])
+def test_the_program_in_the_file_is_run_where_that_is_asked_for(
+    run, options, tmp_path, monkeypatch
+):
     folder, evaluated = run
     read = []
-    monkeypatch.setattr(jax.export, "deserialize", read.append)
+    original = jax.export.deserialize
+
+    def deserialize(data):
+        read.append(len(data))
+        return original(data)
+
+    monkeypatch.setattr(jax.export, "deserialize", deserialize)
     out = tmp_path / "out.csv"
-    options = ("--csv", out, "--rebuild")
-    assert predict(folder / "in", *options, detector=folder / "detector") == 0
+    arguments = ("--csv", out, *options)
+    assert predict(folder / "in", *arguments, detector=folder / "detector") == 0
     scores = sorted(float(row["score"]) for row in rows(out)[0])
     expected = sorted(float(row["score"]) for row in evaluated.values())
-    assert scores == pytest.approx(expected, abs=1e-5) and read == []
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len(read) == len(options)
 
 
 def test_what_the_network_looks_at(run, tmp_path):

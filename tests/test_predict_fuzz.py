@@ -35,7 +35,7 @@ def no_hang():
 @pytest.fixture(autouse=True, scope="module")
 def stand_in():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fdftnet_jax, "load", lambda path, rebuild: DETECTOR)
+        patch.setattr(fdftnet_jax, "load", lambda path, program: DETECTOR)
         yield
 
 

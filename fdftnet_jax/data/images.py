@@ -80,7 +80,18 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray  # [height, width, 3] uint8 RGB.
     format: str  # A value of `SUFFIXES`.
-    quality: int | None  # Of a JPEG, in 1..100.
+    luminance: tuple[int, ...] | None  # A JPEG's 64 steps of quantisation.
+
+    @property
+    def quality(self) -> int | None:
+        """Of a JPEG, in 1..100: that whose luminance steps are nearest."""
+        if self.luminance is None:
+            return None
+        quality = np.arange(1, 101)[:, None]
+        # The scaling that libjpeg introduced and others follow.
+        scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+        tables = np.clip((_LUMINANCE * scale + 50) // 100, 1, 255)
+        return int(np.abs(tables - np.array(self.luminance)).sum(axis=1).argmin()) + 1
 
 
 def decode(source: bytes | str | os.PathLike) -> np.ndarray:
@@ -185,22 +196,12 @@ def _read(data: bytes) -> Picture:
             pixels = _to_rgb(ImageOps.exif_transpose(image))
             damage.check(found, image, data)
         tables = getattr(image, "quantization", None)
-        quality = _jpeg_quality(tables[min(tables)]) if tables else None
-        return Picture(pixels, found, quality)
+        return Picture(pixels, found, tuple(tables[min(tables)]) if tables else None)
 
 
 def _format(image: Image.Image) -> str:
     # Pillow calls a JPEG with further pictures behind it by a name of its own.
     return "JPEG" if image.format == "MPO" else str(image.format)
-
-
-def _jpeg_quality(table: list[int]) -> int:
-    """The quality in 1..100 whose luminance table is nearest to [64] `table`."""
-    quality = np.arange(1, 101)[:, None]
-    # The scaling that libjpeg introduced and others follow.
-    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    tables = np.clip((_LUMINANCE * scale + 50) // 100, 1, 255)
-    return int(np.abs(tables - np.array(table)).sum(axis=1).argmin()) + 1
 
 
 _warnings_lock = threading.Lock()

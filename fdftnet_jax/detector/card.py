@@ -76,8 +76,8 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "program",
         f"StableHLO for {', '.join(card['stablehlo']['platforms'])}, which JAX "
-        "promises to read for six months; where it no longer does, the network is "
-        "rebuilt from the weights" + _by_code(card["model"]["backbone"]),
+        "promises to read for six months, beside the weights"
+        + _by_code(card["model"]["backbone"]),
     )
     yield "written by", ", ".join(f"{k} {v}" for k, v in card["versions"].items())
     yield "licence", card["licence"]
@@ -145,7 +145,9 @@ def _evaluation(found: dict[str, Any]) -> str:
 
 
 def _by_code(backbone: str) -> str:
-    return f", which needs the module of {backbone}" if ":" in backbone else ""
+    if ":" not in backbone:
+        return ""
+    return f"; predict needs --program, as {backbone} is not part of the package"
 
 
 def _plain(value: str) -> str:

@@ -56,18 +56,20 @@ def _export(arguments: argparse.Namespace) -> int:
     # A backbone of your own is found where `python -m experiments.pretrain` found it.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    export.write(
+    found = export.write(
         arguments.workdir,
         arguments.detector,
         name=arguments.name,
         licence=arguments.licence,
         replace=arguments.replace,
     )
+    # The package alone does not know a backbone of somebody's own.
+    program = "--program " if ":" in found.card["model"]["backbone"] else ""
     size = file.locate(arguments.detector).stat().st_size
     print(
         f"{arguments.detector}  {size / 1e6:.1f} MB\n"
         f"what it is:  fdftnet show {arguments.detector}\n"
-        f"use it:      fdftnet predict {arguments.detector} FILE"
+        f"use it:      fdftnet predict {program}{arguments.detector} FILE"
     )
     return 0
 

@@ -43,6 +43,10 @@ from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 
+# How far logits may lie from those that the file states, in themselves and as a share:
+# CPUs differ in the order of sums alone, others multiply float32 in fewer bits too.
+_TOLERANCE = {"float32": 0.05, "bfloat16": 0.2}
+_TOLERANCE_ON_CPU = {"float32": 0.002, "bfloat16": 0.2}
 # Of the file's arrays: the program, beside the weights.
 STABLEHLO = "stablehlo"
 # What a program of `export` calls: it compares shapes, and only when it is compiled.
@@ -56,26 +60,30 @@ Image = str | os.PathLike[str] | np.ndarray
 def load(
     path: str | os.PathLike[str],
     *,
-    rebuild: bool = False,
+    program: bool = False,
     import_backbone: bool = False,
 ) -> "Detector":
     """Reads a detector that `fdftnet export` has written; runs no code from it.
 
     Args:
       path: of the file, or 'toy' for the one that the package carries.
-      rebuild: whether to leave the file's program alone and rebuild the network from
-        its weights. For a file of somebody you do not trust: the digest is no
-        signature, and JAX's reader of programs is not made for forged ones.
-      import_backbone: whether a network on a backbone MODULE:ATTRIBUTE may be rebuilt,
-        which imports the module that the file names: for files that you trust.
+      program: whether to run the program in the file, StableHLO, instead of building
+        the network by the package's code: for a backbone MODULE:ATTRIBUTE, or a version
+        of the package that builds another network. Only for files that you trust: the
+        digest is no signature, and JAX's reader of programs is not made for forged
+        ones, which can end the process. Where the program cannot be used here, the
+        network is built after all, with a warning.
+      import_backbone: whether to build a network on a backbone MODULE:ATTRIBUTE, which
+        imports the module that the file names: for files that you trust.
 
     Raises:
-      UserError: there is no such file, it is no detector, or damaged.
+      UserError: there is no such file, it is no detector, or damaged; or its network is
+        on a backbone MODULE:ATTRIBUTE, and neither option is given.
     """
     contents = file.read(path)
     try:
         return Detector(
-            path, contents, rebuild=rebuild, import_backbone=import_backbone
+            path, contents, program=program, import_backbone=import_backbone
         )
     # By its digest the file is as it was written, so whoever wrote it made it so.
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -98,7 +106,7 @@ class Detector:
         path: str | os.PathLike[str],
         contents: file.Contents,
         *,
-        rebuild: bool = False,
+        program: bool = False,
         import_backbone: bool = False,
     ):
         """Takes what `file.read` gave; see `load`."""
@@ -121,7 +129,13 @@ class Detector:
             _number(self._calibration["shift"])
             if _number(self._calibration["temperature"]) <= 0:
                 raise ValueError("the temperature is not above 0")
-        program = arrays.pop(STABLEHLO)
+        self._expected = np.array(card["check"], np.float64)
+        if self._expected.shape != (2, 2) or not np.isfinite(self._expected).all():
+            raise ValueError("the logits of its check are no numbers")
+        on_cpu = jax.default_backend() == "cpu"
+        tolerance = _TOLERANCE_ON_CPU if on_cpu else _TOLERANCE
+        self._tolerance = tolerance[card["model"].get("dtype", "float32")]
+        stablehlo = arrays.pop(STABLEHLO)
         if any(a.dtype not in (np.float16, np.float32) for a in arrays.values()):
             raise ValueError("weights that are not floating-point numbers")
         self._arrays = {
@@ -130,16 +144,15 @@ class Detector:
         self.variables = network.nested(self._arrays)
         self._on_device: Any = None
         self._compiled: dict[int, Any] = {}
-        self._program: network.Program | None = None
-        if rebuild:
+        self._program = self._exported(stablehlo) if program else None
+        if self._program is None:
             self.model()
-        else:
-            self._program = self._exported(program)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """Log odds of views, logit(fake) - logit(real).
 
-        A batch is filled up to a power of two, and each such number is compiled once.
+        A batch is filled up to a power of two, and each such number is compiled once,
+        and has to give the logits that the file states for two computed pictures.
 
         Args:
           views: [b, size, size, 3] uint8, or [b, v, size, size, 3] of v views of each
@@ -149,7 +162,8 @@ class Detector:
           [b] float64.
 
         Raises:
-          UserError: the views have another shape or type, or a score is not finite.
+          UserError: the views have another shape or type, the network is not the one
+            that was exported, or a score is not finite.
         """
         views = np.asarray(views)
         size = self.preprocessing.size
@@ -225,9 +239,10 @@ class Detector:
         model = self.card["model"]
         if ":" in model["backbone"] and not self._import_backbone:
             raise UserError(
-                f"the network in {self._path} is on {model['backbone']}, whose code "
-                "must be imported to rebuild it: where you trust the file, load it "
-                "with import_backbone=True"
+                f"the network in {self._path} is on {model['backbone']}, whose code is "
+                "not part of the package: where you trust the file, run the program in "
+                "it (--program, or load(..., program=True)), or import that code "
+                "(load(..., import_backbone=True))"
             )
         # Each block and stage has weights: the file bounds what is built.
         if max(model.get("num_blocks", 1), model.get("num_stages", 1)) > len(
@@ -269,8 +284,27 @@ class Detector:
         if self._on_device is None:
             self._on_device = jax.device_put(self._arrays)
         if len(views) not in self._compiled:
-            self._compiled[len(views)] = self._lowered(views).compile()
+            compiled = self._lowered(views).compile()
+            self._check(compiled, len(views))
+            self._compiled[len(views)] = compiled
         return self._compiled[len(views)](self._on_device, views)
+
+    def _check(self, compiled: jax.stages.Compiled, number: int) -> None:
+        """Compares with what the file states; see `logits`."""
+        views = network.check_views(self.preprocessing.size)
+        views = np.resize(views, (number, *views.shape[1:]))
+        expected = np.resize(self._expected, (number, 2))
+        found = np.asarray(compiled(self._on_device, views))
+        tolerance = self._tolerance
+        if not np.allclose(found, expected, rtol=tolerance, atol=tolerance):
+            version = self.card["versions"]["fdftnet_jax"]
+            raise UserError(
+                f"{self._path} does not score here as where it was exported: logits "
+                f"{np.round(found[0], 3).tolist()} instead of "
+                f"{np.round(expected[0], 3).tolist()} for the same picture; use "
+                f"fdftnet_jax {version}, another device (JAX_PLATFORMS=cpu), or, where "
+                "you trust the file, the program in it (--program)"
+            )
 
     def _lowered(self, views: np.ndarray) -> jax.stages.Lowered:
         if self._program is not None:
@@ -286,7 +320,7 @@ class Detector:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
         warnings.warn(
             f"the program in {self._path} cannot be used here ({reason}): the network "
-            "is rebuilt from its weights",
+            "is built by the package's code",
             stacklevel=2,
         )
         self._program = None

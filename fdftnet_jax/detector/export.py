@@ -20,6 +20,8 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
                      name, the folder's own name, split, shots, the number of real and
                      of fake images (null where unknown), fingerprint
   weights            the file that the backbone comes from; null for none
+  check              the logits of `network.check_views` by that program; whoever scores
+                     compares them with their own
   checkpoint         step, epoch, validation loss, digest of the arrays
   validation         AUROC, with its interval, of the split that chose the checkpoint,
                      where it was evaluated
@@ -40,6 +42,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
+import jax
 import numpy as np
 
 import fdftnet_jax
@@ -86,7 +89,7 @@ def write(
 
     Raises:
       UserError: there is no checkpoint, the backbone's code cannot be imported, a
-        weight is not finite, or the file is there or cannot be written.
+        weight or a logit is not finite, or the file is there or cannot be written.
     """
     if os.path.exists(path) and not replace:
         raise UserError(
@@ -105,10 +108,18 @@ def write(
     calibrated = calibration.for_run(workdir)
     preprocessing = preprocess.Preprocessing.from_dict(meta["preprocessing"])
     program = network.build(meta["model"], preprocessing.scaling)
-    stablehlo = network.serialise(program, weights, preprocessing.size)
+    exported = network.export(program, weights, preprocessing.size)
     stored = np.float16 if half else np.float32
     arrays = {where: leaf.astype(stored) for where, leaf in weights.items()}
-    arrays[detector.STABLEHLO] = np.frombuffer(stablehlo, np.uint8)
+    as_read = {where: leaf.astype(np.float32) for where, leaf in arrays.items()}
+    views = network.check_views(preprocessing.size)
+    logits = np.asarray(jax.jit(exported.call)(as_read, views))
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"the network in {workdir} gives logits that are not finite: the run has "
+            "diverged; train it again with a lower learning rate"
+        )
+    arrays[detector.STABLEHLO] = np.frombuffer(exported.serialize(), np.uint8)
     file.write(
         path,
         arrays,
@@ -123,10 +134,11 @@ def write(
                 "trained": meta.get("trained_parameters"),
             },
             **card(Path(workdir), meta, step, calibrated),
+            "check": logits.tolist(),
             "licence": " ".join([*filter(None, [licence]), LICENCE]),
         },
     )
-    return detector.load(path)
+    return detector.load(path, program=True)
 
 
 def card(

@@ -4,13 +4,13 @@ It is a safetensors file, which any reader of that format opens. Its metadata ha
 entry, `fdftnet_detector`, JSON:
 
     sha256           of the whole file with 64 zeros in place of this value
-    format_version   1
+    format_version   2
     card             what a person and a program need to know (see `export`)
 
 Nothing in it is a pickle. The digest shows damage and careless edits; it is no
 signature, because whoever rewrites a file can compute it again. A forged program is not
-run as code of the machine, but it can end the process that reads it (see
-`detector.load`, `rebuild`).
+run as code of the machine, but it can end the process that reads it: it is read only
+where its user asks for that (see `detector.load`).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ import safetensors.numpy
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The detector that the package carries.
 TOY = "toy"
 _TOY_FILE = Path(__file__).parent / "toy.safetensors"

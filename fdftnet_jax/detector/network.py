@@ -1,7 +1,7 @@
 """The function of a detector's file: named weights and views in, logits out.
 
-It is exported as StableHLO, with the weights as arguments, and rebuilt from the card
-where that program cannot be used.
+The package builds it from the card. A detector's file also has it as StableHLO, with
+the weights as arguments, for those who lack the network's code.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def nested(arrays: Arrays) -> dict[str, Any]:
     return {"params": {}, "batch_stats": {}} | found
 
 
-def serialise(program: Program, arrays: Arrays, size: int) -> bytes:
+def export(program: Program, arrays: Arrays, size: int) -> jax.export.Exported:
     """The function as StableHLO for any batch, on CPUs, NVIDIA GPUs and TPUs.
 
     Args:
@@ -70,8 +70,22 @@ def serialise(program: Program, arrays: Arrays, size: int) -> bytes:
         for name, array in arrays.items()
     }
     with _no_places():
-        exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)
-        return bytes(exported(shapes, views).serialize())
+        return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, views)
+
+
+def check_views(size: int) -> np.ndarray:
+    """Computed pictures whose logits a file states: one of waves, one of slopes.
+
+    Args:
+      size: side, in pixels.
+
+    Returns:
+      [2, size, size, 3] uint8.
+    """
+    y, x, colour = np.indices((size, size, 3))
+    waves = x * y + 85 * colour
+    slopes = 255 * (x + y) // (2 * size) + 40 * colour
+    return (np.stack([waves, slopes]) % 256).astype(np.uint8)
 
 
 @contextlib.contextmanager

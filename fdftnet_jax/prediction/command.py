@@ -33,7 +33,7 @@ class Options:
     workers: int = 0
     plots: str | None = None
     explain: str | None = None
-    rebuild: bool = False
+    program: bool = False
     debug: bool = False
 
 
@@ -96,10 +96,10 @@ def add_predict(subparsers) -> None:
         help="draw what the network looks at, of each image, into DIR",
     )
     parser.add_argument(
-        "--rebuild",
+        "--program",
         action="store_true",
-        help="for a stranger's detector: make the network from the weights, without "
-        "the program in the file",
+        help="run the program in the detector's file, not the package's network: for a "
+        "backbone of your own, or another version; only files that you trust",
     )
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of an error"

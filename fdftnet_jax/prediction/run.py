@@ -60,7 +60,7 @@ def predict(options: Options) -> int:
             "out for one for each core"
         )
     own = {_folder(path, flag) for path, flag in _folders(options)}
-    detector = fdftnet_jax.load(options.detector, rebuild=options.rebuild)
+    detector = fdftnet_jax.load(options.detector, program=options.program)
     judge = results.Judge(detector, options.threshold)
     crop = options.faces == "crop" or (
         options.faces == "auto" and detector.card["faces"] is not None
