@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from fdftnet_jax.ops import attention, convolution, normalization, pooling
+from fdftnet_jax.ops import attention, convolution, normalization, pooling, reuse
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -222,6 +222,33 @@ def test_attention_in_blocks_is_the_batched_form(positions):
     )
 
 
+@pytest.mark.parametrize("first", [1.0, np.inf, -np.inf, np.nan])
+def test_what_is_computed_once_is_what_it_was(first):
+    x = _normal(0, 3, 4)
+    x[0, 0] = first
+    found = jax.jit(lambda x: reuse.compute_once(2 * x))(x)
+    np.testing.assert_array_equal(found, 2 * x)
+
+
+def test_what_is_computed_once_is_not_computed_in_several_loops():
+    """XLA must keep the branch, which is all that the function is for."""
+
+    def maxima(once):
+        def loss(kernel, x, cotangent):
+            pooled = once(pooling.max_pool(x, 3, 2))
+            out = convolution.depthwise_conv(pooled, kernel, (1, 1), ((1, 1), (1, 1)))
+            return jnp.vdot(out, cotangent)
+
+        shapes = [(3, 3, 16), (8, 31, 31, 16), (8, 15, 15, 16)]
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        lowered = jax.jit(jax.grad(loss)).lower(*arguments)
+        return lowered.compile().as_text().count(" maximum(")
+
+    of_one_pooling = 8
+    assert maxima(reuse.compute_once) == of_one_pooling
+    assert maxima(lambda x: x) > of_one_pooling
+
+
 def test_attention_never_holds_a_map():
     """At 16,384 positions, one image: the map alone would be a gigabyte."""
     shapes = [jax.ShapeDtypeStruct((1, 128 * 128, c), jnp.float32) for c in (4, 4, 32)]
@@ -243,6 +270,7 @@ def test_attention_never_holds_a_map():
             [("b", 9, 8, 4), (3, 3, 4)],
         ),
         (convolution.pointwise_conv, [("b", 9, 8, 4), (4, 5)]),
+        (reuse.compute_once, [("b", 9, 8, 4)]),
         (
             lambda x, k: convolution.dense_conv(x, k, (1, 1), ((0, 0), (0, 0))),
             [("b", 9, 8, 4), (3, 3, 4, 5)],

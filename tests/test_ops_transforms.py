@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fdftnet_jax.ops import attention, convolution, normalization, pooling
+from fdftnet_jax.ops import attention, convolution, normalization, pooling, reuse
 from fdftnet_jax.ops.reduction import channel_sums
 
 SAME = ((1, 1), (1, 1))
@@ -64,6 +64,12 @@ OPERATIONS = {
         lambda x: lax.reduce_window(
             x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"
         ),
+        [(9, 8, 6)],
+        [],
+    ),
+    "computed once": (
+        lambda x: reuse.compute_once(jnp.sin(x)),
+        jnp.sin,
         [(9, 8, 6)],
         [],
     ),

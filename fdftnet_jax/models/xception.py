@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from fdftnet_jax.models.layers import BatchNorm, Conv, Dense
 from fdftnet_jax.ops.pooling import max_pool
+from fdftnet_jax.ops.reuse import compute_once
 
 # variant: (BN epsilon, padding of the max-pools)
 VARIANTS: dict[str, tuple[float, Any]] = {
@@ -97,7 +98,8 @@ class Xception(nn.Module):
             x = nn.relu(x) if first_relu else x
             x = separable(x, features[0], f"{name}_sepconv1")
             x = separable(nn.relu(x), features[1], f"{name}_sepconv2")
-            return max_pool(x, 3, 2, pool_padding) + shortcut
+            x = max_pool(x, 3, 2, pool_padding) + shortcut
+            return compute_once(x) if train else x
 
         # Entry flow.
         x = conv(32, (3, 3), 2, padding="VALID", name="block1_conv1")(images)

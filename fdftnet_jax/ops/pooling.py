@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -70,39 +71,35 @@ def _backward(window, stride, residuals, cotangent):
     images, out = residuals
     ties = sum((s == out).astype(out.dtype) for s in _slices(images, window, stride))
     share = cotangent / ties
-    # Pixel stride * k + p lies in the windows k, k - 1, .. as their p-th pixel, their
-    # (p + stride)-th, ..: the pixels of one p and q are `size`, with aligned windows.
-    size = [-(-length // stride) for length in images.shape[1:3]]
+    # A pixel of row i lies in the windows i // stride - a, as far as they reach to it.
+    cells = [-(-length // stride) for length in images.shape[1:3]]
     before = (window - 1) // stride
 
-    def aligned(array):
-        after = [max(0, n - m) for n, m in zip(size, array.shape[1:3], strict=True)]
-        return jnp.pad(array, ((0, 0), *((before, a) for a in after), (0, 0)))
+    def padded(array):
+        after = [max(0, n - m) for n, m in zip(cells, array.shape[1:3], strict=True)]
+        return jnp.pad(array, ((0, 0), *((before, n) for n in after), (0, 0)))
 
-    filling = [
-        (0, stride * n - m) for n, m in zip(size, images.shape[1:3], strict=True)
-    ]
-    pixels = jnp.pad(images, ((0, 0), *filling, (0, 0)))
-    share, out = aligned(share), aligned(out)
+    share, out = padded(share), padded(out)
 
-    def phase(p, q):
-        here = pixels[:, p::stride, q::stride]
-        gradient = jnp.zeros_like(here)
-        for a, b in itertools.product(
-            range(len(range(p, window, stride))), range(len(range(q, window, stride)))
-        ):
-            rows = slice(before - a, before - a + size[0])
-            columns = slice(before - b, before - b + size[1])
-            wins = here == out[:, rows, columns]
-            gradient += jnp.where(wins, share[:, rows, columns], 0)
-        return gradient
+    def of_pixels(array, a, b):
+        """What `array` has for the window of each pixel, like `images`."""
+        starts = (before - a, before - b)
+        rows, columns = (slice(k, k + n) for k, n in zip(starts, cells, strict=True))
+        array = array[:, rows, columns]
+        for axis in (1, 2):
+            array = jnp.repeat(array, stride, axis)
+        return array[:, : images.shape[1], : images.shape[2]]
 
-    phases = [
-        jnp.stack([phase(p, q) for q in range(stride)], axis=3) for p in range(stride)
-    ]
-    batch, _, _, channels = images.shape
-    joined = jnp.stack(phases, axis=2).reshape(batch, *pixels.shape[1:3], channels)
-    return (joined[:, : images.shape[1], : images.shape[2]],)
+    places = [np.arange(length) % stride for length in images.shape[1:3]]
+    gradient = jnp.zeros_like(images)
+    for a, b in itertools.product(range(before + 1), repeat=2):
+        rows, columns = (
+            place + stride * k < window for place, k in zip(places, (a, b), strict=True)
+        )
+        wins = images == of_pixels(out, a, b)
+        wins &= rows[:, None, None] & columns[:, None]
+        gradient += jnp.where(wins, of_pixels(share, a, b), 0)
+    return (gradient,)
 
 
 _max_pool.defvjp(_forward, _backward)

@@ -9,6 +9,9 @@ from jax import lax
 
 # Products that one loop over the channels adds up.
 _TERMS = 32
+# Rows whose sums XLA adds up in the loop that makes them: with more, it reads too many
+# places at a time.
+_FEW = 8
 
 
 def channel_sums(*factors: jax.Array) -> jax.Array:
@@ -32,12 +35,13 @@ def _reduced(*factors):
 def _written_out(*factors):
     """XLA's loops over the channels are fast where they add a few terms at a time.
 
-    So the sums over the rows and columns are written out, and a product with ones,
-    which is as fast, adds up what is left.
+    So the sum along a row is written out, that of a few rows too, and a product with
+    ones, which is as fast, adds up what is left.
     """
     terms = _sum_of_rows(*factors)
-    while terms.ndim > 2:
+    while terms.ndim > 2 and terms.shape[-2] <= _FEW:
         terms = _sum_of_rows(terms)
+    terms = terms.reshape(-1, terms.shape[-1])
     return jnp.ones(terms.shape[0], terms.dtype) @ terms
 
 
