@@ -180,9 +180,35 @@ def write_table(
         notes=[definitions.TOY] * toy,
         failures=failures,
         config=config.to_json_best_effort(indent=2, sort_keys=True),
+        figures=_figures(cells, outcomes),
         words=_NOTES,
     )
     return f"{text}\nwritten to {workdir}: compare.md, compare.csv, compare.html"
+
+
+def _figures(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
+    """New against old, of the runs that are scored on both."""
+    from fdftnet_jax.reporting import comparison_plot, page, plots, tables
+
+    points = []
+    for (method, replay), runs in cells.items():
+        done = [run for run in runs if OLD in outcomes[run.name].scores]
+        old, new = (
+            [tables.figure(s, "auc")[0] for s in grid.scores(outcomes, done, title)]
+            for title in (OLD, NEW)
+        )
+        if done:
+            points.append(comparison_plot.Point(method, replay > 0, old, new))
+    if not points:
+        return []
+    return [
+        page.Figure(
+            plots.svg(comparison_plot.figure(points)),
+            comparison_plot.in_words(points),
+            "What is learned of the new forgery against what is kept of the old. "
+            "Filled: with replay. Small dots are single seeds.",
+        )
+    ]
 
 
 def _called(fields: ml_collections.ConfigDict) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from fdftnet_jax.reporting import definitions, robustness_table
+from fdftnet_jax.reporting import definitions, robustness_table, wording
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _SPLIT = flags.DEFINE_enum(
@@ -127,18 +127,10 @@ def _threshold(report: dict[str, Any], rule: str) -> str:
 
 def _figures(figures: dict[str, Any]) -> list[str]:
     return [
-        f"  {title:30}{_figure(figures[name])}"
+        f"  {title:32}{wording.bracketed(figures[name])}"
         for name, (title, _) in definitions.FIGURES.items()
         if name in figures
     ]
-
-
-def _figure(figure: dict[str, Any]) -> str:
-    text = f"{figure['value']:8.4f}"
-    if figure["interval"]:
-        low, high = figure["interval"]
-        text += f"  [{low:.4f}, {high:.4f}]"
-    return text
 
 
 def _verdicts(counts: dict[str, int]) -> list[str]:
@@ -157,9 +149,9 @@ def _generators(generators: dict[str, Any]) -> list[str]:
     lines = [f"  {'generator':{width}}{'fake':>7}  {'AUROC':27}called fake"]
     for name, found in generators.items():
         shown = textwrap.shorten(name, width, placeholder="...") or name[:width]
-        figures = f"{_figure(found['auc']):28}{_figure(found['tpr_at_threshold'])}"
+        auc, hits = (wording.bracketed(found[k]) for k in ("auc", "tpr_at_threshold"))
         few = "  few" * found["few"]
-        lines.append(f"  {shown:{width}}{found['num_fake']:7}{figures}{few}")
+        lines.append(f"  {shown:{width}}{found['num_fake']:7}  {auc:27}{hits}{few}")
     return lines
 
 

@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     prediction_command.add_predict(subparsers)
     detector_command.add_export(subparsers)
     detector_command.add_show(subparsers)
+    for command in subparsers.choices.values():
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error"
+        )
     return parser
 
 

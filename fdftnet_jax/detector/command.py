@@ -23,9 +23,6 @@ def add_export(subparsers) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="write over a file that is there"
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error"
-    )
     parser.set_defaults(run=_export)
 
 
@@ -40,9 +37,6 @@ def add_show(subparsers) -> None:
     parser.add_argument("detector", help="file of `fdftnet export`, or 'toy'")
     parser.add_argument(
         "--json", action="store_true", help="print the whole card as JSON"
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error"
     )
     parser.set_defaults(run=_show)
 

@@ -101,9 +101,6 @@ def add_predict(subparsers) -> None:
         help="run the program in the detector's file, not the package's network: for a "
         "backbone of your own, or another version; only files that you trust",
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error"
-    )
     parser.set_defaults(run=_run)
 
 

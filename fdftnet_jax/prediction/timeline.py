@@ -18,12 +18,7 @@ from fdftnet_jax.reporting import plots
 
 # Tracks that have a colour of their own; the others, which look less fake, are grey.
 _COLOURED = 5
-_THRESHOLD: dict[str, Any] = {
-    "color": "#000000",
-    "linewidth": 1.2,
-    "linestyle": (0, (4, 3)),
-    "zorder": 1.5,
-}
+_THRESHOLD = plots.REFERENCE | {"color": "#000000"}
 _OTHERS: dict[str, Any] = {
     "color": plots.GREY,
     "linewidth": 1.0,

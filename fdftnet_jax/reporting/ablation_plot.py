@@ -23,12 +23,6 @@ _SEED: dict[str, Any] = {
     "markersize": 5,
     "linestyle": "",
 }
-_BEFORE: dict[str, Any] = {
-    "color": plots.GREY,
-    "linewidth": 1.2,
-    "linestyle": (0, (4, 3)),
-    "zorder": 1.5,
-}
 # Of the single seeds from the mean, to the right, in points.
 _BESIDE = 6
 
@@ -93,7 +87,7 @@ def figure(
         for axes, (metric, title) in zip(panels, _METRICS.items(), strict=True):
             if before:
                 mean = np.mean([tables.figure(scores, metric)[0] for scores in before])
-                axes.axhline(float(mean), **_BEFORE)
+                axes.axhline(float(mean), **plots.REFERENCE)
             _draw_means(
                 drawn,
                 axes,
@@ -122,7 +116,9 @@ def figure(
         if several:
             keys.append(Line2D([], [], label="single seeds", **_SEED))
         if before:
-            keys.append(Line2D([], [], label="before fine-tuning, mean", **_BEFORE))
+            keys.append(
+                Line2D([], [], label="before fine-tuning, mean", **plots.REFERENCE)
+            )
         plots.legend(drawn, keys)
     return drawn
 

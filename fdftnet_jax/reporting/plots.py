@@ -71,6 +71,13 @@ STYLE: Any = {
 # Training loss: lighter than the validation loss, which decides.
 _TRAIN: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (3, 2))}
 
+# What curves are compared with: chance, the threshold and the like.
+REFERENCE: dict[str, Any] = {
+    "color": GREY,
+    "linewidth": 1.2,
+    "linestyle": (0, (4, 3)),
+    "zorder": 1.5,
+}
 DOT: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": ""}
 
 # Contact sheets, in pixels of the PNG.
@@ -134,15 +141,7 @@ def roc_figure(
                 axes.plot(*rates, "o", color=_line(i)["color"], zorder=4, clip_on=False)
         if marked:
             lines.append(Line2D([], [], label="at the threshold", **DOT))
-        lines += axes.plot(
-            [0, 1],
-            [0, 1],
-            label="AUROC 0.500  chance",
-            color=GREY,
-            linewidth=1.2,
-            linestyle=(0, (4, 3)),
-            zorder=1.5,
-        )
+        lines += axes.plot([0, 1], [0, 1], label="AUROC 0.500  chance", **REFERENCE)
         axes.set(
             xlim=(0, 1),
             ylim=(0, 1),

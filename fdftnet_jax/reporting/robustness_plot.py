@@ -20,18 +20,8 @@ _POINT: dict[str, Any] = {
     "markersize": 4,
     "linewidth": 1.5,
 }
-_CLEAN: dict[str, Any] = {
-    "color": plots.PALETTE[2],
-    "linewidth": 1.2,
-    "linestyle": (0, (4, 3)),
-    "zorder": 2,
-}
-_CHANCE: dict[str, Any] = {
-    "color": plots.GREY,
-    "linewidth": 1.2,
-    "linestyle": (0, (1, 1.5)),
-    "zorder": 1.5,
-}
+_CLEAN = plots.REFERENCE | {"color": plots.PALETTE[2], "zorder": 2}
+_CHANCE = plots.REFERENCE | {"linestyle": (0, (1, 1.5))}
 
 
 def draw(path: str | os.PathLike[str], robustness: Mapping[str, Any]) -> None:

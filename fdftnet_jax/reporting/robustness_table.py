@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fdftnet_jax.reporting import wording
+
 _COLUMNS = {
     "auc": "AUROC",
     "tpr_at_threshold": "fake called fake",
@@ -33,13 +35,5 @@ def lines(robustness: Mapping[str, Any], level: float = 0.95) -> list[str]:
 
 
 def _row(name: str, strength: str, figures: Mapping[str, Any]) -> str:
-    cells = "".join(f"  {_cell(figures[name]):23}" for name in _COLUMNS)
+    cells = "".join(f"  {wording.bracketed(figures[name]):23}" for name in _COLUMNS)
     return f"  {name:15}{strength:>7}{cells}".rstrip()
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    text = f"{figure['value']:.4f}"
-    if figure["interval"]:
-        low, high = figure["interval"]
-        text += f" [{low:.4f}, {high:.4f}]"
-    return text

@@ -77,13 +77,7 @@ def det_figure(
             clip_on=False,
         )
         equal = axes.plot(
-            [-9, 9],
-            [-9, 9],
-            label="equal error rates",
-            color=plots.GREY,
-            linewidth=1.2,
-            linestyle=(0, (4, 3)),
-            zorder=1.5,
+            [-9, 9], [-9, 9], label="equal error rates", **plots.REFERENCE
         )
         low = stats.norm.ppf(half.min())
         for axis in (axes.xaxis, axes.yaxis):
@@ -231,13 +225,7 @@ def reliability_figure(
         figure = Figure(figsize=(4.2, 5.4), layout="constrained")
         above, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         keys = above.plot(
-            [0, 1],
-            [0, 1],
-            color=plots.GREY,
-            linewidth=1.2,
-            linestyle=(0, (4, 3)),
-            label="as often as it says",
-            zorder=1.5,
+            [0, 1], [0, 1], label="as often as it says", **plots.REFERENCE
         )
         last = len(series) - 1
         for index, (name, bins) in enumerate(series.items()):

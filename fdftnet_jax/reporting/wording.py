@@ -53,6 +53,15 @@ def figure(found: Mapping[str, Any]) -> tuple[str, str]:
     return f"{found['value']:.4f}", f"{low:.4f} to {high:.4f}"
 
 
+def bracketed(found: Mapping[str, Any]) -> str:
+    """A figure {value, interval} in a line of text: '0.9012 [0.8800, 0.9200]'."""
+    text = f"{found['value']:.4f}"
+    if found["interval"] is None:
+        return text
+    low, high = found["interval"]
+    return f"{text} [{low:.4f}, {high:.4f}]"
+
+
 def sentence(note: str) -> str:
     """A note as a sentence of its own, which calls figures by their titles."""
     note = _NAME.sub(lambda found: definitions.FIGURES[found[0]][0], note)

@@ -31,8 +31,9 @@ MODES = {
     "finetune": "fine-tuning step of FDFtNet, backbone frozen",
     "pretrain": "pre-training step of the backbone with its top",
 }
-# Steps that compile, fill caches and warm up allocators.
-_WARM_UP = 3
+# The first steps compile; those of some time after them are slower than the rest.
+_FIRST = 3
+_WARM_UP_SECONDS = 1.0
 _PROFILED = 3
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
@@ -178,8 +179,8 @@ def measure(
 
     Returns:
       What `python -m experiments.benchmark --json` prints. `images_per_second` and
-      `step_seconds` are of the median step; `compile_seconds` is what the warm-up
-      took longer than as many steps, tracing included; `flops` are those of a step on
+      `step_seconds` are of the median step; `compile_seconds` is what the first steps
+      took longer than as many others, tracing included; `flops` are those of a step on
       all devices, `peak_memory_bytes` include compilation.
 
     Raises:
@@ -191,7 +192,10 @@ def measure(
         except OSError as error:
             raise UserError(f"cannot make the folder of the trace: {error}") from error
     work = prepare(config, mode)
-    warm_up = sum(work.run() for _ in range(_WARM_UP))
+    first = sum(work.run() for _ in range(_FIRST))
+    warmed_up = 0.0
+    while warmed_up < _WARM_UP_SECONDS:
+        warmed_up += work.run()
     seconds = [work.run() for _ in range(repeat)]
     memory = peak_memory()
     if profile:
@@ -212,7 +216,7 @@ def measure(
         "images_per_second": config.batch_size / median,
         "images_per_second_spread": _spread([config.batch_size / s for s in seconds]),
         "step_seconds": {"median": median, **_spread(seconds)},
-        "compile_seconds": warm_up - _WARM_UP * median,
+        "compile_seconds": first - _FIRST * median,
         "peak_memory_bytes": memory,
         "flops": flops,
         "gflops_per_second": rate / 1e9,

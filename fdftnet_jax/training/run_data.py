@@ -214,8 +214,8 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         here, there = (Path(p.dataset.directory) for p in (part, other))
         first, second = next(iter(shared.items()))
         told = (
-            f"{len(shared)} pictures of {here} ({part.split}) are in validation or "
-            f"test of {there}, too, such as {here / first} and {there / second}"
+            f"pictures of {here} ({part.split}) are in validation or test of {there}, "
+            f"too: {len(shared)}, such as {here / first} and {there / second}"
         )
         if not drop:
             raise UserError(
