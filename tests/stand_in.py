@@ -1,13 +1,12 @@
 """A detector for the tests of prediction: quick, and known in closed form."""
 
-import argparse
 import csv
 
 import numpy as np
 from scipy import special
 
+from fdftnet_jax import cli
 from fdftnet_jax.data import preprocess
-from fdftnet_jax.prediction import command
 
 # Calibrated P(fake) = 1 / (1 + exp(-(z / TEMPERATURE + SHIFT))).
 TEMPERATURE, SHIFT = 2.0, -0.25
@@ -42,9 +41,7 @@ class StandIn:
 
 def predict(*arguments, detector="detector"):
     """Runs `fdftnet predict`; returns its exit code."""
-    parser = argparse.ArgumentParser()
-    command.add_predict(parser.add_subparsers())
-    parsed = parser.parse_args(["predict", *map(str, (detector, *arguments))])
+    parsed = cli._parser().parse_args(["predict", *map(str, (detector, *arguments))])
     return parsed.run(parsed)
 
 

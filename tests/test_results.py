@@ -292,7 +292,7 @@ def test_summary(made, pool):
     assert lines[0].startswith("photos, test split: 600 images (300 real, 300 fake)")
     auc = found["figures"]["auc"]
     low, high = auc["interval"]
-    assert f"  {auc['value']:.4f}  [{low:.4f}, {high:.4f}]" in text
+    assert f"  {auc['value']:.4f} [{low:.4f}, {high:.4f}]" in text
     assert text.count("AUROC   ") >= 2 + 2 * pool
     assert ("by group: 120 (60 real" in text) == pool
     counts = found["verdicts"]

@@ -214,8 +214,9 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         here, there = (Path(p.dataset.directory) for p in (part, other))
         first, second = next(iter(shared.items()))
         told = (
-            f"pictures of {here} ({part.split}) are in validation or test of {there}, "
-            f"too: {len(shared)}, such as {here / first} and {there / second}"
+            f"{len(shared)} picture{'s' * (len(shared) > 1)} of {here} ({part.split}) "
+            f"also in validation or test of {there}, such as {here / first} and "
+            f"{there / second}"
         )
         if not drop:
             raise UserError(
