@@ -114,8 +114,10 @@ def test_a_network_that_is_not_the_one_exported(resized, tmp_path, program, numb
     found = fdftnet_jax.load(other, program=program)
     pictures = list(exported.pictures(resized[0]).values())[:number]
     for _ in range(2):
-        with pytest.raises(UserError, match=r"does not score here as .* use fdftnet"):
+        with pytest.raises(UserError, match=r"not score here as .* use fdf") as error:
             found.score(pictures)
+        # No advice that was followed already.
+        assert ("--program" in str(error.value)) == (not program)
 
 
 def test_a_program_for_other_devices(resized, monkeypatch, tmp_path, loaded):

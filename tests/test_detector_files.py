@@ -179,6 +179,7 @@ CHANGES = {
     "no program": _drop("stablehlo"),
     "no threshold": _set("threshold", None),
     "no check": _drop("check"),
+    "no versions": _drop("versions"),
     "a check of another shape": _set("check", [[0.0, 0.0]]),
     "a check that is text": _set("check", [["a", "b"], ["c", "d"]]),
     "another type of number": _set("model", "dtype", "int8"),

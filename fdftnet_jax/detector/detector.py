@@ -132,6 +132,7 @@ class Detector:
         self._expected = np.array(card["check"], np.float64)
         if self._expected.shape != (2, 2) or not np.isfinite(self._expected).all():
             raise ValueError("the logits of its check are no numbers")
+        self._version = str(card["versions"]["fdftnet_jax"])
         on_cpu = jax.default_backend() == "cpu"
         tolerance = _TOLERANCE_ON_CPU if on_cpu else _TOLERANCE
         self._tolerance = tolerance[card["model"].get("dtype", "float32")]
@@ -297,13 +298,19 @@ class Detector:
         found = np.asarray(compiled(self._on_device, views))
         tolerance = self._tolerance
         if not np.allclose(found, expected, rtol=tolerance, atol=tolerance):
-            version = self.card["versions"]["fdftnet_jax"]
+            otherwise = (
+                ""
+                if self._program
+                else (
+                    "; or, where you trust the file, run the program in it (--program)"
+                )
+            )
             raise UserError(
                 f"{self._path} does not score here as where it was exported: logits "
                 f"{np.round(found[0], 3).tolist()} instead of "
                 f"{np.round(expected[0], 3).tolist()} for the same picture; use "
-                f"fdftnet_jax {version}, another device (JAX_PLATFORMS=cpu), or, where "
-                "you trust the file, the program in it (--program)"
+                f"fdftnet_jax {self._version} or another device (JAX_PLATFORMS=cpu)"
+                f"{otherwise}"
             )
 
     def _lowered(self, views: np.ndarray) -> jax.stages.Lowered:
