@@ -122,6 +122,18 @@ def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
         assert found["init_from"] == str(workdir / "seed0" / "base")
 
 
+def test_the_page_has_the_figure(finished):
+    """By what it says to those who do not see it."""
+    workdir, _ = finished
+    text = (workdir / "compare.html").read_text()
+    for replay, name in (("-replay4", ", with replay"), ("", "")):
+        new, old = (
+            np.mean([scored(workdir, f"seed{s}/fdftnet{replay}", f) for s in (0, 1)])
+            for f in ("blended", "upsampled")
+        )
+        assert f"fdftnet{name}: {new:.3f} new, {old:.3f} old;" in text
+
+
 def test_what_is_there_makes_a_table(cache_dir, tmp_path):
     runs, write = compare.prepare(small_config(cache_dir, fdftnet=2), tmp_path)
     nothing = {run.name: grid.Outcome() for run in runs}
