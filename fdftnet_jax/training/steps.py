@@ -119,18 +119,36 @@ def train_step(
     gradients = device_mean(gradients, AXIS)
     # Frozen leaves get the zeros that the optimiser's mask expects; XLA removes them.
     gradients = freezing.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
-    update, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
+    gradients = _with_axis(gradients)
+    params, opt_state = _updated(state, gradients, task.optimizer)
     metrics = _sums(logits, losses, batch["label"], jnp.ones(size))
     finite = jnp.isfinite(metrics["loss"] + optax.tree.norm(gradients))
     metrics["nonfinite"] = 1.0 - finite
     state = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, update),
+        params=params,
         # Statistics of a backbone in inference mode come back as they went in.
         batch_stats=updates.get("batch_stats", state.batch_stats),
         opt_state=opt_state,
     )
     return state, jax.lax.psum(metrics, AXIS)
+
+
+def _updated(state, gradients, optimizer):
+    """The next (params, opt_state), from gradients `_with_axis`.
+
+    pmap takes the axis of devices off each array, and puts it back. The optimiser works
+    with that axis in its place: across the two reshapes, XLA on a CPU would compute the
+    momentum twice, from a copy of the last one, instead of updating it where it lies.
+    """
+    params, opt_state = _with_axis(state.params), _with_axis(state.opt_state)
+    update, opt_state = optimizer.update(gradients, opt_state, params)
+    updated = optax.apply_updates(params, update), opt_state
+    return jax.tree.map(lambda leaf: leaf[0], updated)
+
+
+def _with_axis(tree):
+    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 def train_steps(
