@@ -1,5 +1,8 @@
 """The functions of a step: what they change, measure and draw."""
 
+import dataclasses
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -62,6 +65,35 @@ def test_a_released_backbone_changes():
         old = parts(getattr(before, collection), "backbone")
         for path, leaf in parts(getattr(after, collection), "backbone").items():
             assert np.any(leaf != old[path]), path
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU compiler")
+def test_the_optimiser_updates_where_the_arrays_lie():
+    """The compiled step copies no kernel and no momentum, and computes each once."""
+    shape = (1, 1, 192, 192)
+
+    def apply(variables, images, train, mutable=(), rngs=None):
+        x = images.mean((1, 2)).repeat(64, axis=-1)
+        for layer in variables["params"].values():
+            x = jnp.tanh(x @ layer["kernel"][0, 0])
+        return x[:, :2], {}
+
+    params = {name: {"kernel": np.ones(shape, np.float32)} for name in "ab"}
+    mask = freezing.trainable_mask(params, "all")
+    options = {**small_runs.OPTIMIZER, "clip_norm": 1.0}
+    transform = optimizer.create(options, lambda step: 0.1, mask)
+    task, state = toy_task(apply=apply)
+    task = dataclasses.replace(task, optimizer=transform, mask=mask)
+    state = state.replace(params=params, opt_state=transform.init(params))
+    devices = jax.devices()[:1]
+    train_step, _ = steps.pmap_steps(task, devices)
+    batch = steps.shard(small_runs.batch(), devices)
+    lowered = train_step.lower(steps.replicate(state, devices), batch)
+    entry = lowered.compile().as_text().split("ENTRY")[1]
+    written = re.findall(r" = f32\[[\d,]*192,192\]\S* (\w+)\(", entry)
+    assert written.count("copy") == 0
+    # Of each of the two layers: the new kernel and the new momentum.
+    assert written.count("fusion") == 4, written
 
 
 def test_one_device_and_two_see_the_same():
