@@ -48,7 +48,10 @@ def figure(points: Sequence[Point]) -> Figure:
             colour = plots.PALETTE[number % len(plots.PALETTE)]
             if len(point.old) > 1:
                 axes.plot(
-                    *(point.old, point.new, "."),
+                    point.old,
+                    point.new,
+                    marker=".",
+                    linestyle="",
                     color=colour,
                     markersize=4,
                     alpha=0.6,

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 
@@ -48,7 +47,7 @@ def create(
         for part, tree in mask.items()
     }
     parts = [
-        clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.sgd(learning_rate, momentum=optimizer["momentum"]),
     ]
     if optimizer["l2_sp"]:
@@ -61,21 +60,6 @@ def create(
         optax.masked(optax.chain(*parts), mask),
         optax.masked(optax.set_to_zero(), frozen),
     )
-
-
-def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
-    """Shortens gradients whose norm, over all leaves together, exceeds `largest`.
-
-    Optax's chooses, leaf by leaf, between the gradient and a quotient, which XLA on a
-    CPU writes and reads back. One factor joins the loop of the update.
-    """
-
-    def update(gradients, state, params=None):
-        del params
-        factor = jnp.minimum(1.0, largest / optax.tree.norm(gradients))
-        return jax.tree.map(lambda g: factor * g, gradients), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def pull_to_start(strength: float) -> optax.GradientTransformation:
