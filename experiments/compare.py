@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from experiments import grid, phases
-from fdftnet_jax.errors import UserError
+from fdftnet_jax.errors import UserError, counted
 
 _FULL = {"model.kind": "linear", "trainable": "all", "release_epoch": 0}
 # Method -> what it changes in configs/finetune.py.
@@ -293,7 +293,7 @@ def _against(
     low, high = found["interval"]
     return (
         f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
-        f"{len(pairs)} seed{'s' * (len(pairs) > 1)}"
+        f"{counted(len(pairs), 'seed')}"
     )
 
 

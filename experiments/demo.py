@@ -16,9 +16,12 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from experiments import launch
+from experiments import grid, launch
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo.")
+_REPLACE = flags.DEFINE_bool(
+    "replace", False, "Write to a --workdir that holds other files, over theirs."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of repetitions.", lower_bound=1)
 
 FORGERIES = {"old": "upsampled", "new": "blended"}
@@ -29,6 +32,7 @@ def main() -> None:
     """Runs every seed, then writes and prints what came out."""
     config = flags.FLAGS.config
     workdir = Path(_WORKDIR.value)
+    grid.check_workdir(workdir, config, replace=_REPLACE.value)
     # {seed: {(detector, forgery): Scores}}
     runs = {
         seed: _run_seed(config, seed, workdir / f"seed{seed}")

@@ -1,13 +1,14 @@
 """Scores a split with a run's best checkpoint.
 
     python -m experiments.evaluate --workdir=runs/fdft --split=test [--data_dir=PATH]
-        [--data_name=face2face] [--robustness]
+        [--data_name=face2face] [--robustness] [--replace]
 
 Everything else comes from the workdir: a threshold and probabilities from its
 calibration.json, which is made where it is missing. Prints a summary and writes
 WORKDIR/evaluation/<dataset>-<split>.json and <dataset>-<split>_scores.csv, with
 --pool=group ..._groups.csv too, and with --robustness ..._robustness.svg.
-WORKDIR/report.html shows all of it to others.
+WORKDIR/report.html shows all of it to others. An evaluation that exists is refused
+unless --replace is given.
 """
 
 import textwrap
@@ -16,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
+from fdftnet_jax import files
 from fdftnet_jax.reporting import definitions, robustness_table, wording
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -47,6 +49,9 @@ _ROBUSTNESS = flags.DEFINE_bool(
     "Score the images after JPEG compression, rescaling, blur and noise, too: 16 times "
     "the work.",
 )
+_REPLACE = flags.DEFINE_bool(
+    "replace", False, "Replace an earlier evaluation of the same split."
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html.")
 _WIDTH = 96
 
@@ -61,6 +66,14 @@ def main() -> None:
     data = {field: value for field, value in given.items() if value}
     dataset = scoring.open_data(_WORKDIR.value, _SPLIT.value, data)
     network = scoring.Network(_WORKDIR.value)
+    target = results.path(
+        _WORKDIR.value,
+        dataset.name,
+        dataset.directory,
+        _SPLIT.value,
+        own=network.owns(dataset),
+    )
+    files.check_output(target, "the evaluation", replace=_REPLACE.value)
     scores = network.score(dataset, _SPLIT.value)
     calibrated = calibration.for_run(_WORKDIR.value)
     conditions = None

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from experiments.outcomes import (
     writing,
 )
 from experiments.outcomes import write as write_outcome
+from fdftnet_jax import files
 from fdftnet_jax.errors import UserError
 
 # The flags belong to the experiment that calls, whose --help then lists them.
@@ -58,12 +59,39 @@ def command(prepare: Prepare, default_config: str, default_workdir: str) -> None
     dry_run = flags.DEFINE_bool(
         "dry_run", False, "Only list what is done and what is left."
     )
+    replace = flags.DEFINE_bool(
+        "replace", False, "Write to a --workdir that holds other files, over theirs."
+    )
 
     def main() -> None:
+        check_workdir(workdir.value, flags.FLAGS.config, replace=replace.value)
         runs, write = prepare(flags.FLAGS.config, Path(workdir.value))
         make(runs, workdir.value, write, dry_run=dry_run.value)
 
     launch.run(main, default_config, fields=default_config.partition(":")[0])
+
+
+def check_workdir(
+    workdir: str | Path, config: ml_collections.ConfigDict, *, replace: bool
+) -> None:
+    """Raises UserError where a grid's folder holds other files, or is a data folder.
+
+    Args:
+      workdir: of the grid.
+      config: whose fields `dir` and `replay_dir`, at any depth, are folders of data.
+      replace: whether the user allows the other files.
+    """
+    runs = ("*/outcome.json", "*/config.json", "*/*/config.json")
+    files.check_folder(workdir, "--workdir", runs, replace=replace)
+    files.check_no_input(workdir, "--workdir", _data_folders(config))
+
+
+def _data_folders(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from _data_folders(value)
+        elif name in ("dir", "replay_dir") and value:
+            yield value
 
 
 def execute(
@@ -253,7 +281,14 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
         calibrated = calibration.for_run(directory, options)
         for title in missing(run, outcome):
             scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
-            if results.path(scores, directory) in outcome.files.values():
+            target = results.path(
+                directory,
+                scores.dataset,
+                scores.directory,
+                scores.split,
+                own=scores.own,
+            )
+            if target in outcome.files.values():
                 raise UserError(
                     f"two data sets that {run.name} is scored on are called "
                     f"{scores.dataset!r}: rename the folder of one of them"

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.launch import open_closed_streams
 
 EXIT_USER_ERROR = 2
 _LARGE_PAGES = "glibc.malloc.hugetlb"
@@ -39,6 +40,7 @@ def run(
         experiment without that flag.
       fields: the file that says what the config's fields mean.
     """
+    open_closed_streams()
     _use_large_pages()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     if default_config:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launch
+from experiments import grid, launch
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/toy_detector", "Folder of the runs.")
 
@@ -23,6 +23,7 @@ def main() -> None:
     from fdftnet_jax.training import loop
 
     config, workdir = flags.FLAGS.config, Path(_WORKDIR.value)
+    grid.check_workdir(workdir, config, replace=False)
     base, fdftnet = workdir / "base", workdir / "fdftnet"
     loop.train_and_evaluate(config.pretrain, str(base))
     fine_tuning = config.finetune.copy_and_resolve_references()

@@ -4,7 +4,8 @@
 
 VIDEOS is a video or a folder of videos; `a/b/003.mp4` becomes `CROPS/a/b/003/` with
 `<frame>_<face>.png`. Writes CROPS/manifest.csv, rejected.csv and preparation.json. The
-same command goes on where it stopped.
+same command goes on where it stopped; with other values it needs --replace. A CROPS
+that holds other files is refused.
 """
 
 from pathlib import Path
@@ -12,8 +13,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments import launch
+from fdftnet_jax.errors import counted
 
 _INPUT = flags.DEFINE_string("input", None, "A video, or a folder.", required=True)
+_REPLACE = flags.DEFINE_bool(
+    "replace", False, "Replace crops that were prepared with other values."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the crops.", required=True)
 
 
@@ -21,14 +26,16 @@ def main() -> None:
     """Prepares, and prints what came out."""
     from fdftnet_jax.data import face_crops
 
-    found = face_crops.prepare(flags.FLAGS.config, _INPUT.value, _OUTPUT.value)
+    found = face_crops.prepare(
+        flags.FLAGS.config, _INPUT.value, _OUTPUT.value, replace=_REPLACE.value
+    )
     output = Path(_OUTPUT.value)
     again = f", {found.changed} of them again (changed)" if found.changed else ""
     reasons = ", ".join(
         f"{number} {reason}" for reason, number in found.rejected.items()
     )
     print(
-        f"{found.videos} video{'s' * (found.videos > 1)}: {found.new} prepared "
+        f"{counted(found.videos, 'video')}: {found.new} prepared "
         f"now{again}, {found.videos - found.new - found.unreadable} before, "
         f"{found.unreadable} unreadable; {found.seconds:.1f} s\n"
         f"  crops     {found.crops}, listed in {output / 'manifest.csv'}\n"

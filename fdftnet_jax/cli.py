@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fdftnet_jax
+from fdftnet_jax import launch
 from fdftnet_jax.detector import command as detector_command
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.prediction import command as prediction_command
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
+    launch.open_closed_streams()
     arguments = _parser().parse_args(argv)
     # Compiled once, not at every start; JAX reads these when it is first imported.
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -1,4 +1,4 @@
-"""The exceptions that reach a user without a traceback."""
+"""What a user is told: the exceptions without a traceback, and counts in words."""
 
 import signal
 
@@ -29,3 +29,8 @@ class Interrupted(KeyboardInterrupt):
     def exit_code(self) -> int:
         """128 + the signal's number, as shells count: 130 or 143."""
         return 128 + self.signal
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: '1 file', '2,000 files'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -56,7 +56,7 @@ def test_export_and_show(run, tmp_path, capsys, monkeypatch):
     # A second time, only where it may be replaced.
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: face.safetensors is there already; give another")
+    assert error.startswith("error: the detector face.safetensors exists; give another")
     assert cli.main([*arguments, "--replace"]) == 0
 
     def change(_, card):

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from fdftnet_jax import files
 from fdftnet_jax.prediction import inputs
 from fdftnet_jax.prediction.inputs import FOLDER, IMAGE, VIDEO, Item
 
@@ -96,19 +97,20 @@ def test_a_folder_that_cannot_be_read_is_an_item_and_the_others_are_read(
 
 
 def test_what_the_command_writes_is_not_read(tree):
-    own = {inputs.identity(tree / "c")}
+    own = {files.identity(tree / "c")}
     skipped = inputs.Skipped()
     found = names(inputs.expand([str(tree)], own=own, skipped=skipped), tree)
     assert found == ["B.png", "a.PNG", "b.jpg"]
     assert skipped.own == 1
 
 
-@pytest.mark.parametrize("separator", [b"\n", b"\0"])
-def test_a_list_on_standard_input(tree, separator):
-    given = [os.fsencode(tree / "b.jpg"), b"no \xff", os.fsencode(tree / "c")]
-    if separator == b"\0":
-        given.append(b"line\nbreak")
-    listed = inputs.read_list(io.BytesIO(separator.join(given) + separator))
+def test_a_list_on_standard_input(tree):
+    given = [
+        *(os.fsencode(tree / "b.jpg"), b"no \xff", os.fsencode(tree / "c")),
+        b"line\nbreak",
+    ]
+    data = io.BytesIO(b"\0".join(given))
+    listed = inputs.read_list(data, null=True, recursive=True)
     found = list(inputs.expand(["-"], listed))
     paths = [os.fsencode(item.path) for item in found]
     within = [os.fsencode(tree / name) for name in ("c/a.mp4", "c/z.webp")]
@@ -129,10 +131,10 @@ def test_names_on_one_line_and_no_two_the_same():
         "é",
         "\u202e",
     ]
-    shown = [inputs.printable(name) for name in strange]
+    shown = [files.printable(name) for name in strange]
     assert len(set(shown)) == len(strange)
     for text in shown:
         assert text.isprintable()
         text.encode()
-    assert inputs.printable("ü/a b.jpg") == "ü/a b.jpg"
-    assert inputs.printable("a\nb\udcff") == "a\\nb\\xff"
+    assert files.printable("ü/a b.jpg") == "ü/a b.jpg"
+    assert files.printable("a\nb\udcff") == "a\\nb\\xff"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ ROWS = [
 def test_csv(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("of an earlier command")
-    writer = writers.CsvFile(str(path))
+    writer = writers.CsvFile(str(path), replace=True)
     for number, rows in enumerate(ROWS, 1):
         writer.add(rows)
         # Nothing that is known waits in memory.
@@ -132,7 +133,9 @@ def test_csv(tmp_path):
     assert not path.with_name("out.csv.partial").exists()
     with path.open(newline="") as file:
         first, second, third = csv.DictReader(file)
-    assert first["path"] == "a\\nb\\xff" and first["verdict"] == "undecided"
+    # Its bytes, as the address of a file.
+    assert first["path"] == f"file://{os.getcwd()}/a%0Ab%FF"
+    assert first["verdict"] == "undecided"
     assert not first["score"] and first["reason"] == "no face found"
     assert second["path"] == "b,\"c'" and not second["face"]
     assert float(second["logit"]) == pytest.approx(math.log(1 / 3), rel=1e-8)
@@ -169,7 +172,8 @@ def test_two_commands_do_not_write_one_file(tmp_path):
         writers.CsvFile(str(tmp_path / "out.csv"))
     first.close({}, complete=True)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
-    writers.CsvFile(str(tmp_path / "out.csv")).close({}, complete=True)
+    again = writers.CsvFile(str(tmp_path / "out.csv"), replace=True)
+    again.close({}, complete=True)
 
 
 def test_a_full_disk_is_one_line():

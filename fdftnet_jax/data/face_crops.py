@@ -30,6 +30,7 @@ from fdftnet_jax.data import splits, videos, workers
 from fdftnet_jax.data.face_detection import DETECTORS, FaceDetector
 from fdftnet_jax.data.video_crops import (
     INCOMPLETE,
+    RECORD,
     Preparer,
     Record,
     Rules,
@@ -44,6 +45,7 @@ MANIFEST = (
     *("crop_x", "crop_y", "crop_side", "confidence", "crop", "source"),
 )
 REJECTED = ("video", "frame", "reason", "detail")
+PREPARATION = "preparation.json"
 UNREADABLE = "unreadable video"
 # Bytes of a video's crops, where none is known yet.
 _USUAL_BYTES = 4e6
@@ -66,6 +68,8 @@ def prepare(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     detectors: dict[str, type[FaceDetector]] = DETECTORS,
+    *,
+    replace: bool = False,
 ) -> Summary:
     """Cuts the faces out of all videos of a folder, or of one; or goes on with that.
 
@@ -79,10 +83,12 @@ def prepare(
       source: the folder, or the video. Hidden files are ignored, links are followed.
       output: where crops go.
       detectors: what `config.detector` may be.
+      replace: whether crops that were prepared otherwise may be replaced.
 
     Raises:
-      UserError: if a value or a path does not fit, if the output holds crops that were
-        prepared otherwise, if it cannot be written, or if there is no crop at all.
+      UserError: if a value or a path does not fit, if the output holds other files or
+        crops that were prepared otherwise, if it cannot be written, or if there is no
+        crop at all.
       Interrupted: at a signal; videos that were done stay.
     """
     start = time.monotonic()
@@ -108,10 +114,12 @@ def prepare(
     tasks = _tasks(splits.resolve(source), output)
     for task in tasks:
         _source_of(task.video, config.source_by)
+    files.check_no_input(output, "--output", [source])
+    _check_no_others(output)
     with _writing(output, 1e6):
         output.mkdir(parents=True, exist_ok=True)
     with _owned(output):
-        _keep_or_compare(preparation, output)
+        _keep_or_compare(preparation, output, replace=replace)
         done = {task: record for task in tasks if (record := record_of(task))}
         new = [task for task in tasks if task not in done]
         changed = sum(os.path.exists(task.folder) for task in new)
@@ -236,12 +244,27 @@ def _writing(output: Path, needed: float) -> Iterator[None]:
         ) from error
 
 
-def _keep_or_compare(preparation: dict[str, Any], output: Path) -> None:
+def _check_no_others(output: Path) -> None:
+    """Raises UserError where the output holds files that are no prepared crops."""
+    if (output / PREPARATION).exists() or not output.is_dir():
+        return
+    others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if others:
+        raise UserError(
+            f"--output {output} holds files that this command did not make, such as "
+            f"{files.printable(others[0])}; give another folder"
+        )
+
+
+def _keep_or_compare(
+    preparation: dict[str, Any], output: Path, *, replace: bool
+) -> None:
     """Writes how crops are prepared, or raises UserError where it was otherwise."""
-    path = output / "preparation.json"
+    path = output / PREPARATION
+    text = json.dumps(preparation, indent=2) + "\n"
     if not path.exists():
         with _writing(output, 1e6):
-            files.write_atomic(path, json.dumps(preparation, indent=2) + "\n")
+            files.write_atomic(path, text)
         return
     old = json.loads(path.read_text())
     changes = [
@@ -249,12 +272,18 @@ def _keep_or_compare(preparation: dict[str, Any], output: Path) -> None:
         for key in sorted(old.keys() | preparation.keys())
         if old.get(key) != preparation.get(key)
     ]
-    if changes:
+    if changes and not replace:
         raise UserError(
             f"{output} holds crops that were prepared otherwise "
-            f"({'; '.join(changes)}): give the old values to go on with them, or "
-            "another --output"
+            f"({'; '.join(changes)}): give the old values to go on with them, "
+            "--replace to prepare all anew, or another --output"
         )
+    if changes:
+        # First what was made by the old values: a killed command begins here again.
+        for record in list(output.rglob(RECORD)):
+            shutil.rmtree(record.parent)
+        with _writing(output, 1e6):
+            files.write_atomic(path, text)
 
 
 def _prepared(

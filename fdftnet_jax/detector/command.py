@@ -21,7 +21,7 @@ def add_export(subparsers) -> None:
         help="under which conditions the training data allow to use it",
     )
     parser.add_argument(
-        "--replace", action="store_true", help="write over a file that is there"
+        "--replace", action="store_true", help="replace a file that exists"
     )
     parser.set_defaults(run=_export)
 

@@ -38,6 +38,7 @@ bytes.
 import json
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -46,6 +47,7 @@ import jax
 import numpy as np
 
 import fdftnet_jax
+from fdftnet_jax import files
 from fdftnet_jax.data import past_runs, preprocess, splits
 from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.errors import UserError
@@ -82,19 +84,16 @@ def write(
       toy: whether it is the package's own toy.
       half: whether to store the weights as float16, which takes half the space; the
         scores are then those of rounded weights.
-      replace: whether a file that is there may be replaced.
+      replace: whether an existing file may be replaced, unless it is one of the run.
 
     Returns:
       The detector, as read from the file.
 
     Raises:
       UserError: there is no checkpoint, the backbone's code cannot be imported, a
-        weight or a logit is not finite, or the file is there or cannot be written.
+        weight or a logit is not finite, or the file exists or cannot be written.
     """
-    if os.path.exists(path) and not replace:
-        raise UserError(
-            f"{path} is there already; give another path, or --replace to write over it"
-        )
+    files.check_output(path, "the detector", replace=replace, inputs=_files_of(workdir))
     with Checkpoints(workdir) as checkpoints:
         meta, step = checkpoints.load_meta(), int(checkpoints.best or 0)
         variables = checkpoints.load_variables()
@@ -137,6 +136,7 @@ def write(
             "check": logits.tolist(),
             "licence": " ".join([*filter(None, [licence]), LICENCE]),
         },
+        replace=replace,
     )
     return detector.load(path, program=True)
 
@@ -184,6 +184,13 @@ def card(
             **{package: metadata.version(package) for package in _PACKAGES},
         },
     }
+
+
+def _files_of(workdir: str | os.PathLike[str]) -> Iterator[Path]:
+    """The files of a run; a detector that lies among them is none of its own."""
+    for path in Path(workdir).rglob("*"):
+        if path.suffix != ".safetensors":
+            yield path
 
 
 def _is_param(path: str) -> bool:

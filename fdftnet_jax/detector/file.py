@@ -38,7 +38,11 @@ _BLANK = "0" * 64
 
 
 def write(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], card: dict[str, Any]
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    card: dict[str, Any],
+    *,
+    replace: bool = True,
 ) -> None:
     """Writes a detector; the same arrays and card give the same bytes.
 
@@ -46,9 +50,11 @@ def write(
       path: of the file, which is there whole or as it was before.
       arrays: by name.
       card: ready for JSON.
+      replace: whether an existing file may be replaced.
 
     Raises:
-      UserError: the disk is full or read-only, or there is no such folder.
+      UserError: the disk is full or read-only, there is no such folder, or there is
+        such a file.
     """
     path = Path(path)
     data = _bytes(arrays, card)
@@ -59,7 +65,12 @@ def write(
         )
     advice = "free space there, or give another path"
     with files.writing("the detector", path.parent, len(data), advice):
-        files.write_atomic(path, data)
+        try:
+            files.write_atomic(path, data, replace=replace)
+        except FileExistsError:
+            # One that appeared since the export began.
+            files.check_output(path, "the detector", replace=False)
+            raise
 
 
 def locate(path: str | os.PathLike[str]) -> Path:

@@ -138,13 +138,28 @@ def report(
     }
 
 
-def path(scores: scoring.Scores, workdir: str | os.PathLike[str]) -> Path:
-    """Where the report of a scored split is written (see `write`)."""
-    name = scores.dataset
-    if not scores.own and scores.directory:
-        digest = hashlib.sha256(os.fsencode(scores.directory)).hexdigest()
+def path(
+    workdir: str | os.PathLike[str],
+    dataset: str,
+    directory: str,
+    split: str,
+    *,
+    own: bool,
+) -> Path:
+    """Where the report of a split is written (see `write`).
+
+    Args:
+      workdir: of the run.
+      dataset: the short name of the data.
+      directory: its folder, '' for the toy.
+      split: its name.
+      own: whether the run was trained on these data.
+    """
+    name = dataset
+    if not own and directory:
+        digest = hashlib.sha256(os.fsencode(directory)).hexdigest()
         name = f"{name}-{digest[:8]}"
-    return Path(workdir) / "evaluation" / f"{name}-{scores.split}.json"
+    return Path(workdir) / "evaluation" / f"{name}-{split}.json"
 
 
 def write(
@@ -165,7 +180,9 @@ def write(
     Raises:
       UserError: the disk is full or read-only.
     """
-    json_path = path(scores, workdir)
+    json_path = path(
+        workdir, scores.dataset, scores.directory, scores.split, own=scores.own
+    )
     directory, stem = json_path.parent, json_path.stem
     rows = figures.Rows.of(scores)
     described = [

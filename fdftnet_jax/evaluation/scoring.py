@@ -128,7 +128,6 @@ class Network:
         views = pipeline.ViewSource(records, self.preprocessing, cache_megabytes=0)
         columns = ("path", "group", "generator", "label")
         rows = [{name: record[name] for name in columns} for record in records]
-        run = self._meta["trained_on"][0]
         return Scores(
             dataset.name,
             dataset.directory,
@@ -136,9 +135,14 @@ class Network:
             self.step,
             self.logits(views),
             rows,
-            dataset.directory == run["directory"] and _trained_on(dataset, run),
+            self.owns(dataset),
             records,
         )
+
+    def owns(self, dataset: forgery_faces.FaceDataset) -> bool:
+        """Whether the run itself was trained on these data, in the same folder."""
+        run = self._meta["trained_on"][0]
+        return dataset.directory == run["directory"] and _trained_on(dataset, run)
 
 
 def _counted(

@@ -15,6 +15,12 @@ as the person who does. With --csv and --json, a row for each of them follows
 that of the input. An input that cannot be judged is 'undecided', with a reason:
 no face was found, the face is too small, the file is damaged. It has no score.
 
+An output that exists is refused unless --replace is given, and one that is also
+an input always. In CSV and JSON a path is written as it is, in UTF-8. One that
+is not UTF-8 is its file: address, with its bytes as %NN; a relative one that
+begins with = + - @ or file: gets ./ in front. Other text of CSV that begins
+with = + - @ gets an apostrophe, so that no spreadsheet takes it for a formula.
+
 exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a
 mistake in the command; 130 after Ctrl-C.
 """
@@ -33,6 +39,9 @@ class Options:
     workers: int = 0
     plots: str | None = None
     explain: str | None = None
+    replace: bool = False
+    null: bool = False
+    recursive: bool = False
     program: bool = False
     debug: bool = False
 
@@ -55,7 +64,7 @@ def add_predict(subparsers) -> None:
         nargs="+",
         metavar="PATH",
         help="image, video, folder (with all below it), pattern such as 'a/**/*.jpg', "
-        "or - for a list on standard input",
+        "or - for a list on standard input, a file a line",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -94,6 +103,22 @@ def add_predict(subparsers) -> None:
         "--explain",
         metavar="DIR",
         help="draw what the network looks at, of each image, into DIR",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace outputs that exist (never an input, nor a folder with other "
+        "files)",
+    )
+    parser.add_argument(
+        "--null",
+        action="store_true",
+        help="the list on standard input has a NUL after each name (find -print0)",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="the list on standard input may name folders, for all that is below them",
     )
     parser.add_argument(
         "--program",

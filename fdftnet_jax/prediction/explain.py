@@ -83,7 +83,8 @@ def write(
       OSError: the file cannot be written.
     """
     face, view, note = _seen(image, detector)
-    shown, left_out = panels(detector, view)
+    what = "picture" if row.width is None else "face"
+    shown, left_out = panels(detector, view, what)
     caption = [*_caption(name, row, detector, threshold), note, left_out]
     number = sum(map(len, shown))
     caption += [_ATTENTION] * (number > 2) + [_CAM] * (number > 1)
@@ -93,14 +94,17 @@ def write(
     return path
 
 
-def panels(detector: Any, view: np.ndarray) -> tuple[list[list[Panel]], str]:
+def panels(
+    detector: Any, view: np.ndarray, what: str = "face"
+) -> tuple[list[list[Panel]], str]:
     """What there is to show of a network, by rows, and in words what there is not.
 
     Args:
       detector: a `Detector`.
       view: [size, size, 3] uint8.
+      what: the view is of, the title of the first panel.
     """
-    first = [Panel("face")]
+    first = [Panel(what)]
     model = _model(detector)
     if not isinstance(model, FDFtNet):
         kind = detector.card["model"]["kind"]

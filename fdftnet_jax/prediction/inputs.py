@@ -6,6 +6,7 @@ bytes of their names; a file that is named itself is tried whatever its suffix. 
 cannot be looked at is an item with a reason, so that nothing is lost silently.
 """
 
+import codecs
 import dataclasses
 import glob
 import os
@@ -14,11 +15,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from fdftnet_jax.data import images, videos
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.files import Identity, identity, printable
 
 IMAGE, VIDEO, FOLDER = "image", "video", "folder"
 STDIN = "-"
-# What identifies a folder, whatever its path.
-Identity = tuple[int, int]
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 class Item(NamedTuple):
@@ -61,7 +63,7 @@ def expand(
     Args:
       arguments: paths, patterns such as 'a/**/*.jpg', and '-'.
       listed: the paths that '-' stands for, see `read_list`; they are no patterns.
-      own: folders below others that are left out (see `identity`).
+      own: folders below others that are left out (see `files.identity`).
       skipped: counts what is left out.
     """
     skipped = Skipped() if skipped is None else skipped
@@ -84,32 +86,54 @@ def expand(
                 yield from _path(path, own, skipped)
 
 
-def read_list(stream: BinaryIO) -> list[str]:
-    """The paths on a stream: one a line, or between NULs as `find -print0` has them."""
-    data = stream.read()
-    separator = b"\0" if b"\0" in data else b"\n"
-    return [os.fsdecode(path) for path in data.split(separator) if path]
+def read_list(
+    stream: BinaryIO, *, null: bool = False, recursive: bool = False
+) -> list[str]:
+    """Reads a list of paths; before any of them is opened.
 
+    The list is text, a path a line: UTF-8 with or without a byte order mark, or UTF-16
+    with one; lines end with LF or CRLF, and empty ones are left out.
 
-def identity(path: str | os.PathLike[str]) -> Identity:
-    """What identifies the folder at a path; raises OSError where there is none."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+    Args:
+      stream: of the list.
+      null: the list is no text but the names' own bytes, each followed by a NUL, as
+        `find -print0` writes it: for names that are not UTF-8 or have line breaks.
+      recursive: whether a path may name a folder, for all that is below it.
 
-
-def printable(path: str) -> str:
-    r"""A path on one line, in characters that every terminal and parser takes.
-
-    Bytes that are no UTF-8 and characters that cannot be printed, such as line breaks,
-    are written as \xNN and the like; so that no two paths look the same, a backslash
-    is \\.
+    Raises:
+      UserError: the list is not of that kind, or a path of it names a folder and
+        `recursive` is off.
     """
-    text = os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    data = stream.read()
+    paths = [os.fsdecode(path) for path in data.split(b"\0")] if null else _lines(data)
+    for number, path in enumerate(paths, 1):
+        if not recursive and path and os.path.isdir(path):
+            raise UserError(
+                f"expected a file on line {number} of the list, found the folder "
+                f"{printable(path)}; list files, or give --recursive for all below it"
+            )
+    return [path for path in paths if path]
+
+
+def _lines(data: bytes) -> list[str]:
+    encoding = _BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"expected the list on standard input to be text in UTF-8, or UTF-16 with "
+            f"a byte order mark, found other bytes on line {line}; save it as UTF-8, "
+            "or give names of other bytes with `find ... -print0` and --null"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(
+            f"expected the list on standard input to be text, found a NUL on line "
+            f"{line}; for a list that separates names by NULs give --null, a list in "
+            "UTF-16 needs a byte order mark"
+        )
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _path(path: str, own: Collection[Identity], skipped: Skipped) -> Iterator[Item]:

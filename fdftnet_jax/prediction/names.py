@@ -5,8 +5,6 @@ import hashlib
 import os
 import re
 
-from matplotlib import font_manager, ft2font
-
 # Characters of a name that are kept in a file's.
 _STEM = 60
 
@@ -20,6 +18,11 @@ def file_name(name: str, suffix: str) -> str:
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-_STEM:].lstrip(".-_")
     return f"{stem}{'-' * bool(stem)}{digest}{suffix}"
+
+
+def is_figure(name: str) -> bool:
+    """Whether a file has a name that `file_name` gives to a figure."""
+    return re.fullmatch(r"([A-Za-z0-9._-]+-)?[0-9a-f]{12}\.(svg|png)", name) is not None
 
 
 def drawable(name: str, most: int | None = None) -> str:
@@ -39,6 +42,8 @@ def drawable(name: str, most: int | None = None) -> str:
 @functools.cache
 def _font() -> frozenset[int]:
     """The characters of the font of `plots.STYLE`, which comes with Matplotlib."""
+    from matplotlib import font_manager, ft2font
+
     return frozenset(
         ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
     )

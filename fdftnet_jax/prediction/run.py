@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ from tqdm import tqdm
 import fdftnet_jax
 from fdftnet_jax import files
 from fdftnet_jax.data import images
-from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.prediction import faces, inputs, results, stream, video, writers
+from fdftnet_jax.detector import file as detector_file
+from fdftnet_jax.errors import Interrupted, UserError, counted
+from fdftnet_jax.files import printable
+from fdftnet_jax.prediction import (
+    faces,
+    inputs,
+    names,
+    results,
+    stream,
+    video,
+    writers,
+)
 from fdftnet_jax.prediction.command import Options
-from fdftnet_jax.prediction.inputs import printable
 from fdftnet_jax.prediction.results import Row
 
 # Exit code where no input has a verdict.
@@ -59,6 +68,8 @@ def predict(options: Options) -> int:
             f"expected --workers to be 1 or more, found {options.workers}; leave it "
             "out for one for each core"
         )
+    listed = _read_list(options)
+    _check_outputs(options, listed)
     own = {_folder(path, flag) for path, flag in _folders(options)}
     detector = fdftnet_jax.load(options.detector, program=options.program)
     judge = results.Judge(detector, options.threshold)
@@ -66,9 +77,6 @@ def predict(options: Options) -> int:
         options.faces == "auto" and detector.card["faces"] is not None
     )
     rules = faces.rules_of(detector.card["faces"]) if crop else None
-    listed: list[str] = []
-    if inputs.STDIN in options.paths:
-        listed = inputs.read_list(sys.stdin.buffer)
     header = _header(detector, judge, crop=crop)
     say_on_stderr = functools.partial(print, file=sys.stderr)
     for line in _opening(header):
@@ -86,9 +94,9 @@ def predict(options: Options) -> int:
         say = functools.partial(_say, bar)
         writer: writers.Writer
         if options.csv is not None:
-            writer = writers.CsvFile(options.csv)
+            writer = writers.CsvFile(options.csv, replace=options.replace)
         elif options.json is not None:
-            writer = writers.JsonFile(options.json, header)
+            writer = writers.JsonFile(options.json, header, replace=options.replace)
         else:
             writer = writers.Table(calibrated=judge.of == "probability", say=say)
         work = _Work(options, detector, judge, rules)
@@ -101,10 +109,11 @@ def predict(options: Options) -> int:
         except KeyboardInterrupt as error:
             writer.close(tally.summary(skipped), complete=False)
             number = error.signal if isinstance(error, Interrupted) else 2
+            anew = " with --replace" * bool(_folders(options) and not options.replace)
             raise Interrupted(
                 number,
-                f"stopped after {tally.inputs} inputs, whose results are in "
-                f"{writer.place}; the same command begins again",
+                f"stopped after {counted(tally.inputs, 'input')}, whose results are in "
+                f"{writer.place}; the same command{anew} begins again",
             ) from None
         except Exception:
             with contextlib.suppress(Exception):
@@ -182,7 +191,7 @@ class _Work:
         return rows
 
     def _plot(self, folder: str, path: str, found: video.VideoResult) -> None:
-        from fdftnet_jax.prediction import names, timeline
+        from fdftnet_jax.prediction import timeline
 
         with _drawing(folder):
             timeline.draw(
@@ -248,14 +257,14 @@ class Tally:
         """For people; the inputs without a verdict come last, with their reasons."""
         seconds = time.monotonic() - self._began
         verdicts = (results.REAL, results.FAKE, results.UNDECIDED)
-        counted = ", ".join(f"{self._verdicts[v]} {v}" for v in verdicts)
-        rate = self.inputs / seconds
-        yield f"{_many(self.inputs, 'input')}: {counted}; {seconds:.1f} s, {rate:.3g}/s"
+        counts = ", ".join(f"{self._verdicts[v]} {v}" for v in verdicts)
+        rate = f"{seconds:.1f} s, {self.inputs / seconds:.3g}/s"
+        yield f"{counted(self.inputs, 'input')}: {counts}; {rate}"
         left_out = [
-            _many(skipped.other, "file") + " of other kinds",
-            _many(skipped.hidden, "hidden file"),
-            _many(skipped.visited, "link") + " to a folder that was visited",
-            _many(skipped.own, "folder") + " that this command writes to",
+            counted(skipped.other, "file") + " of other kinds",
+            counted(skipped.hidden, "hidden file"),
+            counted(skipped.visited, "link") + " to a folder that was visited",
+            counted(skipped.own, "folder") + " that this command writes to",
         ]
         if told := [text for text in left_out if not text.startswith("0 ")]:
             yield f"left out: {', '.join(told)}"
@@ -275,8 +284,51 @@ def _drawing(folder: str) -> contextlib.AbstractContextManager[None]:
     return files.writing("a figure", folder, 10**5, advice)
 
 
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _read_list(options: Options) -> list[str]:
+    """The paths that '-' stands for."""
+    if inputs.STDIN in options.paths:
+        return inputs.read_list(
+            sys.stdin.buffer, null=options.null, recursive=options.recursive
+        )
+    for given, flag in ((options.null, "--null"), (options.recursive, "--recursive")):
+        if given:
+            raise UserError(
+                f"{flag} is about a list on standard input, found no - among the "
+                "paths; leave it out (folders that are named are read whole)"
+            )
+    return []
+
+
+def _check_outputs(options: Options, listed: Collection[str]) -> None:
+    """Raises UserError where an output exists that may not be replaced."""
+
+    def given() -> Iterator[str | os.PathLike[str]]:
+        yield detector_file.locate(options.detector)
+        if inputs.STDIN in options.paths:
+            yield "/dev/stdin"
+        yield from (item.path for item in inputs.expand(options.paths, listed))
+
+    for path, flag in ((options.csv, "--csv"), (options.json, "--json")):
+        if path is not None and path != writers.STDOUT:
+            replace = options.replace
+            files.check_output(path, flag, replace=replace, inputs=given())
+            files.check_no_input(writers.partial(path), flag, given())
+    for path, flag in _folders(options):
+        if not os.path.isdir(path):
+            continue
+        files.check_no_input(path, flag, [*options.paths, *listed])
+        found = [name for name in os.listdir(path) if not name.startswith(".")]
+        others = [name for name in sorted(found) if not names.is_figure(name)]
+        if others:
+            raise UserError(
+                f"{flag} {printable(path)} holds files that this command did not make, "
+                f"such as {printable(others[0])}; give another folder"
+            )
+        if found and not options.replace:
+            raise UserError(
+                f"{flag} {printable(path)} holds figures of an earlier command; give "
+                "another folder, or --replace to replace them"
+            )
 
 
 def _folders(options: Options) -> list[tuple[str, str]]:
@@ -284,13 +336,13 @@ def _folders(options: Options) -> list[tuple[str, str]]:
     return [(path, flag) for path, flag in given if path is not None]
 
 
-def _folder(path: str, flag: str) -> inputs.Identity:
+def _folder(path: str, flag: str) -> files.Identity:
     """Makes a folder to write to; raises UserError where that fails."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "no permission to write")
-        return inputs.identity(path)
+        return files.identity(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -14,6 +14,7 @@ import numpy as np
 from fdftnet_jax.data import videos, workers
 from fdftnet_jax.data.face_choice import FaceRules
 from fdftnet_jax.data.preprocess import Preprocessing
+from fdftnet_jax.errors import counted
 from fdftnet_jax.prediction import faces
 
 # What is said of a video that is not read to its end.
@@ -86,7 +87,8 @@ def samples(task: Task) -> Iterator[Sample | Stopped]:
     try:
         for frame in videos.read(task.path, task.every, task.max_frames):
             if frame.problem == videos.CUT_SHORT:
-                end = f"after {frame.number} frames ({frame.seconds:.1f} s)"
+                read = counted(frame.number, "frame")
+                end = f"after {read} ({frame.seconds:.1f} s)"
                 yield Stopped(f"{videos.CUT_SHORT}: {end}")
             elif frame.pixels is None:
                 yield Sample(frame.number, frame.seconds, [], None, frame.problem)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import special
 
+from fdftnet_jax.errors import counted
 from fdftnet_jax.prediction import names
 from fdftnet_jax.prediction.video import VideoResult
 from fdftnet_jax.reporting import plots
@@ -86,7 +87,7 @@ def draw(
             if rank < _COLOURED:
                 lines.insert(0, line)
         if (others := len(order) - _COLOURED) > 0:
-            named = f"{others} more face{'s' * (others > 1)}"
+            named = counted(others, "more face")
             lines.append(Line2D([], [], label=named, **_DOTS | _OTHERS))
         axes.axhline(threshold, **_THRESHOLD)
         lines.append(Line2D([], [], label=f"threshold: {threshold:.2f}", **_THRESHOLD))
@@ -103,7 +104,8 @@ def draw(
         plots.legend(figure, lines)
         plots.save(figure, path)
     about = f"{kind} of each sampled frame against time"
-    what = "; ".join(labels) or f"no faces: {result.reason}"
+    nothing = "no faces" if result.faces else "nothing"
+    what = "; ".join(labels) or f"{nothing}: {result.reason}"
     return (
         f"{title}: {about}, 0 to {result.seconds:.1f} s; {what}; "
         f"threshold: {threshold:.2f}"
@@ -119,10 +121,10 @@ def _label(
         f"{p:.2f}" for p in fake(np.array([track.logit, *(track.interval or ())]))
     )
     between = f" ({' to '.join(ends)})" if ends else ""
-    size = track.logits.size
-    frames = f"{size} frame{'s' * (size > 1)}"
+    frames = counted(track.logits.size, "frame")
     few = "" if result.counts(number) else ", too few"
-    return f"face {number}: {mean}{between}, {frames}{few}"
+    what = f"face {number}" if result.faces else "whole frames"
+    return f"{what}: {mean}{between}, {frames}{few}"
 
 
 def _with_gaps(

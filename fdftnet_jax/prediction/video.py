@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fdftnet_jax.data.face_choice import FaceRules
+from fdftnet_jax.errors import counted
 from fdftnet_jax.prediction import sampling, spread
 from fdftnet_jax.prediction.faces import Box
 from fdftnet_jax.prediction.tracks import Follower
@@ -84,6 +85,7 @@ class VideoResult:
       complete: whether the video was read to its end and no frame was damaged.
       reason: why there is no score; '' where there is one.
       notes: what a reader should know before he trusts the score.
+      faces: whether the tracks are of faces; otherwise there is one, of whole frames.
     """
 
     frames: int
@@ -94,6 +96,7 @@ class VideoResult:
     complete: bool
     reason: str
     notes: tuple[str, ...]
+    faces: bool = True
 
     @property
     def logit(self) -> float | None:
@@ -164,10 +167,13 @@ def score_video(
     step = float(np.median(np.diff(times))) if frames > 1 else 0.0
     notes = [f"read in part: {stopped}"] * bool(stopped)
     if damaged:
-        notes.append(f"damaged: {damaged} of {frames} sampled frames")
+        notes.append(f"damaged: {damaged} of {counted(frames, 'sampled frame')}")
     if without > frames / 2:
-        notes.append(f"no face in {without} of {frames} sampled frames")
-    if scored and not any(track.logits.size >= LEAST_FRAMES for track in scored):
+        notes.append(f"no face in {without} of {counted(frames, 'sampled frame')}")
+    most = max((track.logits.size for track in scored), default=LEAST_FRAMES)
+    if most < LEAST_FRAMES and rules is None:
+        notes.append(f"only {counted(most, 'frame')} could be scored")
+    elif most < LEAST_FRAMES:
         notes.append(f"no face is seen in {LEAST_FRAMES} sampled frames")
     if rules is not None and step > _LONG_STEP:
         notes.append(
@@ -182,6 +188,7 @@ def score_video(
         complete=not stopped and not damaged,
         reason="" if scored else _why_none(stopped, frames, rejected),
         notes=tuple(notes) if scored else (),
+        faces=rules is not None,
     )
 
 
@@ -193,7 +200,8 @@ def _candidates(tracks: Sequence[Track]) -> list[int]:
 
 def _why_none(stopped: str, frames: int, rejected: Counter[str]) -> str:
     reasons = [f"{number} x {reason}" for reason, number in rejected.most_common(3)]
-    found = f"{frames} frames sampled: {', '.join(reasons)}" if reasons else ""
+    sampled = f"{counted(frames, 'frame')} sampled"
+    found = f"{sampled}: {', '.join(reasons)}" if reasons else ""
     return "; ".join(part for part in (found, stopped) if part) or "no frames"
 
 

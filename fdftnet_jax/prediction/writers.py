@@ -2,27 +2,63 @@
 
 A file is called `<name>.partial` until it is complete, so that work that was stopped
 loses nothing and cannot be taken for finished.
+
+Paths are written as they are, in UTF-8 (see `path_text`).
 """
 
 import contextlib
 import csv
+import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from fdftnet_jax import files
-from fdftnet_jax.errors import UserError
+from fdftnet_jax.errors import UserError, counted
+from fdftnet_jax.files import printable
 from fdftnet_jax.prediction import results
-from fdftnet_jax.prediction.inputs import printable
 from fdftnet_jax.prediction.results import Row
 
 STDOUT = "-"
 ON_SCREEN = "the table above"
+# (A reason may quote a name that is not UTF-8.)
+_TEXT: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "backslashreplace",
+    "newline": "",
+}
+# A spreadsheet takes text that begins so for a formula.
+_FORMULA = ("=", "+", "-", "@")
+
+
+def partial(path: str) -> str:
+    """The name of a file of results until it is complete."""
+    return f"{path}.partial"
+
+
+def path_text(path: str) -> str:
+    """A path as CSV and JSON have it: whoever opens it finds the file.
+
+    It is the path as it is, except that
+
+    - a path that is not UTF-8 is the `file:` address of the file (RFC 8089): absolute,
+      with all bytes outside of ASCII letters, digits and `/._-~` as %NN;
+    - a relative path that begins with `=`, `+`, `-` or `@`, which spreadsheets take for
+      a formula, or with `file:`, begins with `./` instead.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        absolute = os.fsencode(os.path.abspath(path))
+        return f"file://{urllib.parse.quote_from_bytes(absolute)}"
+    return f"./{path}" if path.startswith((*_FORMULA, "file:")) else path
 
 
 class Writer(Protocol):
@@ -40,32 +76,52 @@ class Writer(Protocol):
 
 
 class _File:
-    """A text file under its partial name, or the standard output."""
+    """A text file under its partial name, or the standard output.
 
-    def __init__(self, path: str, flag: str):
+    Args:
+      path: of the file, or `STDOUT`.
+      flag: of the command that names it.
+      start: how each file of its kind begins, to know those of an earlier command.
+      replace: whether the file at `path` may be replaced.
+    """
+
+    def __init__(self, path: str, flag: str, start: str, *, replace: bool):
         self._path = path
+        self._replace = replace
         self.place = path
         if path == STDOUT:
             self.place, self.stream = "standard output", sys.stdout
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8")
             return
         # A pipe or a device has no other name.
         special = os.path.exists(path) and not os.path.isfile(path)
         if not special:
-            self.place = f"{path}.partial"
+            self.place = partial(path)
         try:
-            # Emptied when it is known that nobody else writes it.
-            self.stream = open(  # noqa: SIM115
-                self.place, "w" if special else "a", encoding="utf-8", newline=""
-            )
-            if not special:
-                fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.stream.truncate(0)
+            if special:
+                self.stream = open(path, "w", **_TEXT)  # noqa: SIM115
+                return
+            # Emptied when it is known that nobody else writes it. (A link could lead to
+            # a file of somebody else's.)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            number = os.open(self.place, flags, 0o666)
+            self.stream = open(number, "r+", **_TEXT)  # noqa: SIM115
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.pread(number, len(start), 0)
+            if not start.encode().startswith(there) and not replace:
+                raise FileExistsError(
+                    None, f"{printable(self.place)} exists, which holds something else"
+                )
+            self.stream.truncate(0)
         except (OSError, ValueError) as error:
             if hasattr(self, "stream"):
                 self.stream.close()
             reason = getattr(error, "strerror", None) or error
             if isinstance(error, BlockingIOError):
                 reason = "another process is writing it"
+            elif getattr(error, "errno", None) == errno.ELOOP:
+                reason = f"{printable(self.place)} is a link"
             raise UserError(
                 f"cannot write {flag} {printable(path)}: {reason}; give a file in a "
                 "folder that is there and can be written to"
@@ -91,7 +147,15 @@ class _File:
             return
         # While it is locked, no other process can have it under that name.
         if complete and self.place != self._path:
-            os.replace(self.place, self._path)
+            try:
+                files.publish(self.place, self._path, replace=self._replace)
+            except FileExistsError as error:
+                raise UserError(
+                    f"{printable(self._path)} was made by somebody else meanwhile; the "
+                    f"results are complete in {printable(self.place)}: rename it"
+                ) from error
+            finally:
+                self.stream.close()
             self.place = self._path
         self.stream.close()
 
@@ -99,12 +163,12 @@ class _File:
 class CsvFile:
     """A line for each row; empty fields for what there is not."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, replace: bool = False):
         """Begins the file; raises UserError where it cannot be written."""
-        self._file = _File(path, "--csv")
-        self._writer = csv.writer(self._file.stream, lineterminator="\n")
-        with self._file.writing():
-            self._writer.writerow(Row._fields)
+        start = ",".join(Row._fields)
+        self._file = _File(path, "--csv", start, replace=replace)
+        with self._file.writing() as stream:
+            stream.write(f"{start}\n")
 
     @property
     def place(self) -> str:
@@ -113,10 +177,9 @@ class CsvFile:
 
     def add(self, rows: Sequence[Row]) -> None:
         """See `Writer`."""
-        with self._file.writing():
+        with self._file.writing() as stream:
             for row in rows:
-                values = _plain(row).values()
-                self._writer.writerow(["" if v is None else _text(v) for v in values])
+                stream.write(_csv(_plain(row)))
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
         """See `Writer`."""
@@ -129,11 +192,12 @@ class JsonFile:
     Of work that was stopped it is whole too, and says `"complete": false`.
     """
 
-    def __init__(self, path: str, header: dict[str, Any]):
+    def __init__(self, path: str, header: dict[str, Any], *, replace: bool = False):
         """Begins the file; raises UserError where it cannot be written."""
-        self._file = _File(path, "--json")
+        begun = _json(header, indent=2).removesuffix("\n}")
+        start = begun[: begun.index(":")]
+        self._file = _File(path, "--json", start, replace=replace)
         self._separator = "\n"
-        begun = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
         with self._file.writing() as stream:
             stream.write(f'{begun},\n  "results": [')
 
@@ -146,12 +210,12 @@ class JsonFile:
         """See `Writer`."""
         with self._file.writing() as stream:
             for row in rows:
-                stream.write(self._separator + json.dumps(_plain(row), allow_nan=False))
+                stream.write(self._separator + _json(_plain(row)))
                 self._separator = ",\n"
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
         """See `Writer`."""
-        ended = json.dumps({**summary, "complete": complete})
+        ended = _json({**summary, "complete": complete})
         with self._file.writing() as stream:
             stream.write(f'\n  ],\n  "summary": {ended}\n}}\n')
         self._file.close(complete=complete)
@@ -202,10 +266,10 @@ class Table:
             between = ""
             if row.score_low is not None and row.score_high is not None:
                 between = f", {row.score_low:.2f} to {row.score_high:.2f}"
-            notes.append(f"{row.frames} frames{between}")
+            notes.append(f"{counted(row.frames, 'frame')}{between}")
         if parts:
             fake = sum(part.verdict == results.FAKE for part in parts)
-            notes.append(f"{len(parts)} faces, {fake} fake")
+            notes.append(f"{counted(len(parts), 'face')}, {fake} fake")
         if row.notes:
             notes.append(printable(row.notes))
         return f"  ({'; '.join(notes)})" if notes else ""
@@ -213,18 +277,30 @@ class Table:
 
 def _plain(row: Row) -> dict[str, Any]:
     """A row as JSON has it, its floats with nine digits."""
-    values = row._asdict()
-    values["path"] = printable(row.path)
-    values["reason"] = printable(row.reason)
-    values["notes"] = printable(row.notes)
+    values = row._asdict() | {"path": path_text(row.path)}
     return {
         name: float(f"{value:.9g}") if isinstance(value, float) else value
         for name, value in values.items()
     }
 
 
-def _text(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _csv(values: dict[str, Any]) -> str:
+    """A line of CSV; text that looks like a formula gets an apostrophe."""
+    cells = []
+    for name, value in values.items():
+        if isinstance(value, float):
+            value = f"{value:.9g}"
+        elif isinstance(value, str) and name != "path" and value.startswith(_FORMULA):
+            value = f"'{value}"
+        cells.append(value)
+    line = io.StringIO()
+    # The writer quotes what its line's end is made of: a name may hold either.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _share(value: float | None) -> str:

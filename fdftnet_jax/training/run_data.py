@@ -20,7 +20,7 @@ from fdftnet_jax.data import (
     preprocess,
     splits,
 )
-from fdftnet_jax.errors import UserError
+from fdftnet_jax.errors import UserError, counted
 from fdftnet_jax.training.processes import say
 
 BALANCES = ("none", "weights", "batches")
@@ -214,7 +214,7 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         here, there = (Path(p.dataset.directory) for p in (part, other))
         first, second = next(iter(shared.items()))
         told = (
-            f"{len(shared)} picture{'s' * (len(shared) > 1)} of {here} ({part.split}) "
+            f"{counted(len(shared), 'picture')} of {here} ({part.split}) "
             f"also in validation or test of {there}, such as {here / first} and "
             f"{there / second}"
         )
