@@ -24,9 +24,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the crops.", required=T
 
 def main() -> None:
     """Prepares, and prints what came out."""
-    from fdftnet_jax.data import face_crops
+    from fdftnet_jax.faces import preparation
 
-    found = face_crops.prepare(
+    found = preparation.prepare(
         flags.FLAGS.config, _INPUT.value, _OUTPUT.value, replace=_REPLACE.value
     )
     output = Path(_OUTPUT.value)

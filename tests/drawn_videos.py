@@ -7,7 +7,7 @@ import struct
 import cv2
 import numpy as np
 
-from fdftnet_jax.data.face_detection import Face
+from fdftnet_jax.faces.detection import Face
 
 RED = (220, 20, 30)
 BLUE = (20, 30, 220)

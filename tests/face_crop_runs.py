@@ -1,11 +1,11 @@
-"""Runs of `face_crops.prepare` that tests share."""
+"""Runs of `preparation.prepare` that tests share."""
 
 import csv
 
 import drawn_videos
 
 from configs import prepare_faces
-from fdftnet_jax.data import face_crops, workers
+from fdftnet_jax.faces import preparation, workers
 
 
 def crop_config():
@@ -38,8 +38,8 @@ def without_processes(monkeypatch):
     return read
 
 
-def prepare(config, source, output, detector=drawn_videos.Stub):
-    return face_crops.prepare(config, source, output, {"stub": detector})
+def prepare(config, source, output, detector=drawn_videos.Stub, **options):
+    return preparation.prepare(config, source, output, {"stub": detector}, **options)
 
 
 def table(path):

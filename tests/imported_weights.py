@@ -13,7 +13,8 @@ import safetensors.numpy
 import weight_files
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import get_backbone, pretrained
+from fdftnet_jax.models import get_backbone
+from fdftnet_jax.weights import pretrained
 
 keras = keras_networks.keras
 FORMATS = ["keras", "weights.h5", "h5"]

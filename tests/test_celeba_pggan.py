@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_trees import CELEBA, FRACTIONS, places, reasons, touch
 
-from fdftnet_jax.data import celeba_pggan, splits
+from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import celeba_pggan
 
 REAL = [f"{CELEBA}/{i:06d}.jpg" for i in range(1, 7)]
 FAKE = ["pggan/0.png", "pggan/00001/1.jpg", "pggan/00001/a/1.PNG"]

@@ -11,9 +11,10 @@ import pytest
 from drawn_videos import BLUE, Stub, canvas, rectangle
 from face_crop_runs import prepare, reasons, table
 
-from fdftnet_jax.data import face_choice, face_crops, images, splits, video_crops
-from fdftnet_jax.data.face_detection import Face
+from fdftnet_jax.data import images, splits
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import choice, crops, preparation
+from fdftnet_jax.faces.detection import Face
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_tree_of_videos_becomes_a_tree_of_crops(config, tree, tmp_path, serial
     ]
     rows = table(out / "manifest.csv")
     assert [row["crop"] for row in rows] == crops
-    assert list(rows[0]) == list(face_crops.MANIFEST)
+    assert list(rows[0]) == list(preparation.MANIFEST)
     for row in rows:
         side, stem = (40, "003") if "real" in row["video"] else (50, "000_003")
         frame = int(row["frame"])
@@ -171,11 +172,11 @@ def test_a_face_in_the_background_is_not_taken_for_the_usual(
         assert frames == [0, 3, 6] and reasons(tmp_path / "out") == []
     else:
         assert frames == [0, 6]
-        assert reasons(tmp_path / "out") == [("a.avi", "3", video_crops.ANOTHER)]
+        assert reasons(tmp_path / "out") == [("a.avi", "3", crops.ANOTHER)]
 
 
 def test_ties_of_size_are_broken_by_confidence_then_place():
-    rules = face_choice.FaceRules(faces="all", margin=0, min_size=1, min_confidence=0)
+    rules = choice.FaceRules(faces="all", margin=0, min_size=1, min_confidence=0)
     faces = [
         Face(9, 9, 10, 10, 1),
         Face(5, 9, 10, 10, 1),
@@ -184,7 +185,7 @@ def test_ties_of_size_are_broken_by_confidence_then_place():
         Face(0, 0, 11, 10, 0),
     ]
     for order in itertools.permutations(faces):
-        chosen, _, _ = face_choice.choose(order, rules)
+        chosen, _, _ = choice.choose(order, rules)
         assert chosen == [faces[i] for i in (4, 2, 3, 1, 0)]
 
 
@@ -331,8 +332,32 @@ def test_videos_whose_crops_would_go_to_one_folder(names, folders, config, tmp_p
 
 
 def test_a_folder_that_is_somebody_elses(config, tree, tmp_path, serial):
-    (tmp_path / "out/real/a/003").mkdir(parents=True)
-    (tmp_path / "out/real/a/003/mine.png").touch()
+    mine = tmp_path / "out/real/a/003/mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    for replace in (False, True):
+        with pytest.raises(UserError, match="did not make, such as real"):
+            prepare(config, tree, tmp_path / "out", replace=replace)
+        with pytest.raises(UserError, match="also an input"):
+            prepare(config, tree, tree, replace=replace)
+    # One that appears beside crops of this command.
+    (tmp_path / "out/preparation.json").touch()
     with pytest.raises(UserError, match="003, or one that this command has made"):
         prepare(config, tree, tmp_path / "out")
-    assert not serial and (tmp_path / "out/real/a/003/mine.png").exists()
+    assert not serial and mine.exists()
+
+
+def test_crops_by_other_rules_are_replaced_on_request_alone(
+    config, tree, tmp_path, serial
+):
+    out = tmp_path / "out"
+    prepare(config, tree, out)
+    before = sorted(p.relative_to(out) for p in out.rglob("*.png"))
+    number = len(serial)
+    config.every = 2 * config.every
+    with pytest.raises(UserError, match="prepared otherwise .*--replace"):
+        prepare(config, tree, out)
+    assert sorted(p.relative_to(out) for p in out.rglob("*.png")) == before
+    prepare(config, tree, out, replace=True)
+    assert len(serial) == 2 * number
+    assert len(list(out.rglob("*.png"))) < len(before)

@@ -11,8 +11,8 @@ from drawn_videos import Stub
 from face_crop_runs import contents, prepare
 
 from fdftnet_jax import files
-from fdftnet_jax.data import workers
 from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.faces import workers
 
 
 @pytest.fixture

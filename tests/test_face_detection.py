@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdftnet_jax.data import face_detection
-from fdftnet_jax.data.face_detection import Cascade, Face, Mtcnn, square_around
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import detection
+from fdftnet_jax.faces.detection import Cascade, Face, Mtcnn, square_around
 
 # Squares.
 
@@ -207,6 +207,6 @@ def test_without_mtcnn_the_error_names_the_command(missing, monkeypatch):
 
 
 def test_the_detectors_have_what_the_interface_asks_for():
-    for name, detector in face_detection.DETECTORS.items():
+    for name, detector in detection.DETECTORS.items():
         assert detector.name == name
         assert detector.min_confidence > 0

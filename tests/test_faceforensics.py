@@ -23,8 +23,9 @@ from paper_trees import (
     write_lists,
 )
 
-from fdftnet_jax.data import faceforensics, splits
+from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import faceforensics
 
 PAIRS = [("071", "054"), ("000", "003"), ("001", "870"), ("002", "006")]
 OFFICIAL = {

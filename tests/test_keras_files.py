@@ -13,7 +13,7 @@ import weight_files
 from weight_files import save, strip_names
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import keras_files
+from fdftnet_jax.weights import keras_files
 
 keras = keras_networks.keras
 FORMATS = ["keras", "weights.h5", "h5"]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import base
-from fdftnet_jax.data import forgery_faces, images, paper_sets, splits
+from fdftnet_jax.data import forgery_faces, images, splits
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import sets
 
 PAIRS = [(f"{2 * i:03d}", f"{2 * i + 1:03d}") for i in range(12)]
 ACTORS = [f"{i:02d}" for i in range(1, 21)]
@@ -72,7 +73,7 @@ def paths(dataset, split="all"):
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-@pytest.mark.parametrize("name", paper_sets.NAMES)
+@pytest.mark.parametrize("name", sets.NAMES)
 def test_every_set_can_be_prepared(tmp_path, name):
     data = section(tmp_path, name)
     dataset = forgery_faces.prepare(data, splits.SPLITS)
@@ -175,22 +176,22 @@ def test_the_order_of_drawing_is_no_matter_of_the_listing():
         for label, folder in enumerate((trees.YOUTUBE, trees.DEEPFAKES))
         for path in trees.frames(folder, ["1", "2", "3"], 5)
     ]
-    ordered = paper_sets.drawing_order(examples)
+    ordered = sets.drawing_order(examples)
     for seed in range(5):
         shuffled = random.Random(seed).sample(examples, len(examples))
-        assert paper_sets.drawing_order(shuffled) == ordered
+        assert sets.drawing_order(shuffled) == ordered
     assert sorted(ordered) == sorted(examples)
     # The same frames of another compression.
     other = [e._replace(path=e.path.replace("c23", "c40")) for e in examples]
-    assert [e.path.replace("c40", "c23") for e in paper_sets.drawing_order(other)] == [
+    assert [e.path.replace("c40", "c23") for e in sets.drawing_order(other)] == [
         e.path for e in ordered
     ]
-    assert [len(paper_sets.draw(ordered, n)) for n in (0, 2, 7, 30, 99)] == [
+    assert [len(sets.draw(ordered, n)) for n in (0, 2, 7, 30, 99)] == [
         *(30, 2, 6, 30, 30)
     ]
     without = {e.path for e in ordered if e.label == 0}
-    assert paper_sets.draw(ordered, 10, without) == []
-    assert len(paper_sets.draw(ordered, 0, without)) == 15
+    assert sets.draw(ordered, 10, without) == []
+    assert len(sets.draw(ordered, 0, without)) == 15
 
 
 def test_too_few_images_for_a_limit_are_told(data):

@@ -18,8 +18,9 @@ from scipy import special
 from stand_in import StandIn, predict, rows
 
 import fdftnet_jax
-from fdftnet_jax.data import face_detection, images
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.faces import detection
 from fdftnet_jax.prediction import run
 
 
@@ -237,7 +238,7 @@ def test_what_was_scored_before_ctrl_c_is_kept(tmp_path, use, monkeypatch, where
 
 @pytest.fixture
 def stub(monkeypatch):
-    monkeypatch.setitem(face_detection.DETECTORS, "stub", drawn_videos.Stub)
+    monkeypatch.setitem(detection.DETECTORS, "stub", drawn_videos.Stub)
     return {"detector": "stub", "margin": 0.0, "min_size": 27, "min_confidence": 0.5}
 
 

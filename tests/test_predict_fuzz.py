@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from stand_in import StandIn, predict, rows
 
 import fdftnet_jax
-from fdftnet_jax.data import images, videos
+from fdftnet_jax.data import images
+from fdftnet_jax.faces import videos
 from fdftnet_jax.prediction import video
 
 SECONDS = 60

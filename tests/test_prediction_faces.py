@@ -10,11 +10,12 @@ import pytest
 from drawn_videos import BLUE, canvas, rectangle
 
 from configs import prepare_faces
-from fdftnet_jax.data import face_crops, face_detection, images, videos
-from fdftnet_jax.data.face_choice import FaceRules
-from fdftnet_jax.data.face_detection import Face
-from fdftnet_jax.data.video_crops import Rules
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import detection, preparation, videos
+from fdftnet_jax.faces.choice import FaceRules
+from fdftnet_jax.faces.crops import Rules
+from fdftnet_jax.faces.detection import Face
 from fdftnet_jax.prediction import faces
 
 STUB = FaceRules("stub", "all", margin=0.25, min_size=24, min_confidence=0.5)
@@ -30,7 +31,7 @@ def found_boxes(monkeypatch):
         def __call__(self, image, smallest):
             return boxes or super().__call__(image, smallest)
 
-    monkeypatch.setitem(face_detection.DETECTORS, "stub", Detector)
+    monkeypatch.setitem(detection.DETECTORS, "stub", Detector)
     monkeypatch.setattr(faces, "_local", faces._Local())
     return boxes
 
@@ -44,7 +45,7 @@ def test_crops_are_those_that_the_preparation_makes(which, tmp_path, monkeypatch
     path = drawn_videos.write(tmp_path / "a.avi", [image, np.roll(image, 3, axis=1)])
     config = prepare_faces.get_config()
     config.update(every=1, faces=which, min_size=48, margin=0.3, min_confidence=4.5)
-    face_crops.prepare(config, path, tmp_path / "out")
+    preparation.prepare(config, path, tmp_path / "out")
     rules = dataclasses.replace(faces.rules_of(CARD), faces=which)
     number = 0
     for frame in videos.read(path):
@@ -62,7 +63,7 @@ def test_the_default_rules_are_those_of_the_preparation():
     rules = dataclasses.asdict(Rules())
     # 0 is the detector's own.
     assert config.pop("min_confidence") == 0
-    assert rules["min_confidence"] == face_detection.Cascade.min_confidence
+    assert rules["min_confidence"] == detection.Cascade.min_confidence
     assert all(config[name] == rules[name] for name in rules if name in config)
     ours = dataclasses.asdict(faces.rules_of(None))
     assert ours.pop("faces") == "all"
@@ -73,7 +74,7 @@ def test_rules_of_a_card():
     rules = faces.rules_of(CARD | {"faces": "largest", "every": 10})
     assert rules == FaceRules("cascade", "all", 0.3, 48, 4.5)
     rules = faces.rules_of(CARD | {"min_confidence": 0.0})
-    assert rules.min_confidence == face_detection.Cascade.min_confidence
+    assert rules.min_confidence == detection.Cascade.min_confidence
     with pytest.raises(UserError, match="found no margin and no min_size;"):
         faces.rules_of({"detector": "cascade", "min_confidence": 5})
     with pytest.raises(UserError, match="found 'retina' on the detector's card"):
@@ -127,7 +128,7 @@ def test_each_thread_has_its_own_detector(monkeypatch, found_boxes):
         def __init__(self):
             made.append(self)
 
-    monkeypatch.setitem(face_detection.DETECTORS, "stub", Counted)
+    monkeypatch.setitem(detection.DETECTORS, "stub", Counted)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for _ in range(2):
             faces.find(canvas(), STUB)

@@ -15,10 +15,10 @@ import pytest
 from drawn_videos import BLUE, RED, canvas, rectangle
 from scipy import special
 
-from fdftnet_jax.data import face_detection, videos
-from fdftnet_jax.data.face_choice import FaceRules
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import detection, videos
+from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import faces, sampling, video
 
 RULES = FaceRules("stub", "all", margin=0, min_size=24, min_confidence=0.5)
@@ -45,7 +45,7 @@ def score(path, rules=RULES, **options):
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-    monkeypatch.setitem(face_detection.DETECTORS, "stub", drawn_videos.Stub)
+    monkeypatch.setitem(detection.DETECTORS, "stub", drawn_videos.Stub)
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +302,6 @@ def test_what_is_wrong_with_every_video_is_raised(clip, monkeypatch):
     def missing():
         raise UserError("expected the packages mtcnn and tensorflow")
 
-    monkeypatch.setitem(face_detection.DETECTORS, "missing", missing)
+    monkeypatch.setitem(detection.DETECTORS, "missing", missing)
     with pytest.raises(UserError, match="expected the packages"):
         score(clip, rules=FaceRules("missing"))

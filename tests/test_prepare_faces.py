@@ -14,7 +14,7 @@ import pytest
 from test_full_disk_preparation import _MOUNT, can_mount
 
 from configs import prepare_faces
-from fdftnet_jax.data import face_crops
+from fdftnet_jax.faces import preparation
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line_and_code_2(arguments, message, tmp_path):
 
 
 def test_every_field_is_read_and_commented():
-    tree = ast.parse(inspect.getsource(face_crops))
+    tree = ast.parse(inspect.getsource(preparation))
     reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     lines = inspect.getsource(prepare_faces.get_config).splitlines()
     for key in prepare_faces.get_config():

@@ -24,7 +24,8 @@ from imported_weights import (
 )
 from weight_files import save, strip_names
 
-from fdftnet_jax.models import get_backbone, pretrained, torch_files
+from fdftnet_jax.models import get_backbone
+from fdftnet_jax.weights import pretrained, torch_files
 
 
 def features(loaded, backbone, images):

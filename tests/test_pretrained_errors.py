@@ -21,7 +21,7 @@ from imported_weights import (
 from weight_files import save
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import pretrained
+from fdftnet_jax.weights import pretrained
 
 
 @pytest.fixture(scope="module", autouse=True)

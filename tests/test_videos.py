@@ -7,7 +7,7 @@ import drawn_videos
 import numpy as np
 import pytest
 
-from fdftnet_jax.data import videos
+from fdftnet_jax.faces import videos
 
 
 def frames(path, every=1, most=0):

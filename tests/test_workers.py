@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fdftnet_jax.data import workers
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import workers
 
 ROOT = Path(__file__).resolve().parent.parent
 

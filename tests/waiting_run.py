@@ -6,14 +6,14 @@ import drawn_videos
 import face_crop_runs
 
 from experiments import launch
-from fdftnet_jax.data import face_crops
+from fdftnet_jax.faces import preparation
 
 
 def main():
     source, output = sys.argv[1:]
     sys.argv[1:] = []
     launch.run(
-        lambda: face_crops.prepare(
+        lambda: preparation.prepare(
             face_crop_runs.crop_config(),
             source,
             output,

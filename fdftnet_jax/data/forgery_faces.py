@@ -22,10 +22,11 @@ import threadpoolctl
 from absl import logging
 from tqdm import tqdm
 
-from fdftnet_jax.data import caches, images, paper_sets
+from fdftnet_jax.data import caches, images
 from fdftnet_jax.data.origins import FacesConfig, FolderConfig, ToyConfig, entry
 from fdftnet_jax.data.splits import CLASSES, SPLITS
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import sets
 
 # Images that may wait in memory for the writer of a preparation.
 _BLOCK = 256
@@ -225,8 +226,8 @@ def prepare(
         config = FolderConfig(
             group_by=data.group_by, generator_by=data.generator_by, **common
         )
-    elif data.name in paper_sets.NAMES:
-        config = paper_sets.PaperSetConfig(
+    elif data.name in sets.NAMES:
+        config = sets.PaperSetConfig(
             which=data.name,
             compression=data.get("compression", "c23"),
             limits=dict(data.get("limits", {})),
@@ -239,7 +240,7 @@ def prepare(
     else:
         raise UserError(
             "expected config.data.name to be one of folder, toy, "
-            f"{', '.join(paper_sets.NAMES)}, found {data.name!r}; choose one of them"
+            f"{', '.join(sets.NAMES)}, found {data.name!r}; choose one of them"
         )
     for split in needed:
         check_split(config, split)

@@ -6,7 +6,8 @@ from typing import Any
 
 import ml_collections
 
-from fdftnet_jax.data import paper_sets, splits
+from fdftnet_jax.data import splits
+from fdftnet_jax.paper_sets import sets
 
 # What `experiments.prepare_faces` leaves beside its crops, and what of it makes a crop.
 PREPARATION = "preparation.json"
@@ -34,7 +35,7 @@ def data_config(
     directory = splits.resolve(data["dir"]) if "dir" in data else latest["directory"]
     for run in trained_on:
         name = run["data"]["name"]
-        if run["directory"] == directory and paper_sets.share_images(
+        if run["directory"] == directory and sets.share_images(
             data.get("name", name), name
         ):
             return _replaced(run["data"], data)

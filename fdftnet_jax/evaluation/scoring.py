@@ -15,15 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fdftnet_jax.data import (
-    forgery_faces,
-    paper_sets,
-    past_runs,
-    pipeline,
-    preprocess,
-)
+from fdftnet_jax.data import forgery_faces, past_runs, pipeline, preprocess
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
+from fdftnet_jax.paper_sets import sets
 from fdftnet_jax.training import steps
 from fdftnet_jax.training.checkpoint import Checkpoints
 
@@ -189,7 +184,7 @@ def open_data(
     if any(
         split in ("all", run["data"]["train_split"])
         and _trained_on(dataset, run)
-        and paper_sets.share_images(config.name, run["data"]["name"])
+        and sets.share_images(config.name, run["data"]["name"])
         for run in meta["trained_on"]
     ):
         warnings.warn(

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fdftnet_jax.data import face_choice
-from fdftnet_jax.data.face_choice import FaceRules
-from fdftnet_jax.data.face_detection import DETECTORS, FaceDetector, Square
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import choice
+from fdftnet_jax.faces.choice import FaceRules
+from fdftnet_jax.faces.detection import DETECTORS, FaceDetector, Square
 
 # Of two boxes, the smaller is no other face where this share of it is in the larger.
 _SAME_FACE = 0.5
@@ -83,7 +83,7 @@ def find(image: np.ndarray, rules: FaceRules) -> tuple[list[FoundFace], str]:
       UserError: the face detector's packages are missing.
     """
     detect = _local.detector(rules.detector)
-    chosen = face_choice.find(image, detect, rules)
+    chosen = choice.find(image, detect, rules)
     faces: list[FoundFace] = []
     for face, square in zip(chosen.faces, chosen.squares, strict=True):
         box = face.x, face.y, face.width, face.height
@@ -102,13 +102,12 @@ def _common(small: Box, large: Box) -> float:
     return math.prod(max(side, 0) for side in sides) / (small[2] * small[3])
 
 
-def _in_words(chosen: face_choice.Chosen, rules: FaceRules) -> str:
+def _in_words(chosen: choice.Chosen, rules: FaceRules) -> str:
     least = {
-        face_choice.UNSURE: f"confidence {chosen.detail}, at least "
-        f"{rules.min_confidence:g}",
-        face_choice.TOO_SMALL: f"{chosen.detail}, at least {rules.min_size}",
+        choice.UNSURE: f"confidence {chosen.detail}, at least {rules.min_confidence:g}",
+        choice.TOO_SMALL: f"{chosen.detail}, at least {rules.min_size}",
     }
-    words = {face_choice.NO_FACE: "no face found", face_choice.UNSURE: "no sure face"}
+    words = {choice.NO_FACE: "no face found", choice.UNSURE: "no sure face"}
     if not chosen.reason:
         return ""
     reason = words.get(chosen.reason, chosen.reason)

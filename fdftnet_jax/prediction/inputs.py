@@ -14,8 +14,9 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from fdftnet_jax.data import images, videos
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import videos
 from fdftnet_jax.files import Identity, identity, printable
 
 IMAGE, VIDEO, FOLDER = "image", "video", "folder"

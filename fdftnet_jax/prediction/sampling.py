@@ -11,10 +11,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fdftnet_jax.data import videos, workers
-from fdftnet_jax.data.face_choice import FaceRules
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.errors import counted
+from fdftnet_jax.faces import videos, workers
+from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import faces
 
 # What is said of a video that is not read to its end.

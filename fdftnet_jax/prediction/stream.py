@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fdftnet_jax.data import images, preprocess, videos
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import videos
 from fdftnet_jax.prediction import inputs
 from fdftnet_jax.prediction.faces import Box, FoundFace
 from fdftnet_jax.prediction.inputs import Item

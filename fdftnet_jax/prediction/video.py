@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from fdftnet_jax.data.face_choice import FaceRules
 from fdftnet_jax.errors import counted
+from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import sampling, spread
 from fdftnet_jax.prediction.faces import Box
 from fdftnet_jax.prediction.tracks import Follower

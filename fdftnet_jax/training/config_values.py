@@ -7,9 +7,10 @@ from typing import Any
 import ml_collections
 
 from fdftnet_jax import checks
-from fdftnet_jax.data import faceforensics, paper_sets, preprocess, splits, toy
+from fdftnet_jax.data import preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import precision, registry
+from fdftnet_jax.paper_sets import faceforensics, sets
 from fdftnet_jax.training import freezing, run_data
 
 _RANGES: checks.Ranges = {
@@ -51,7 +52,7 @@ _RANGES: checks.Ranges = {
 
 # Field -> what it may be. Validation selects and test judges: neither may train.
 _CHOICES: dict[str, Iterable[Any]] = {
-    "data.name": ("folder", "toy", *paper_sets.NAMES),
+    "data.name": ("folder", "toy", *sets.NAMES),
     "data.compression": faceforensics.COMPRESSIONS,
     "data.duplicates": ("error", "drop"),
     "data.family": ("both", *toy.FAMILIES),

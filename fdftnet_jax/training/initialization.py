@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from fdftnet_jax.data import paper_sets, preprocess, splits
+from fdftnet_jax.data import preprocess, splits
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import pretrained, registry
+from fdftnet_jax.models import registry
+from fdftnet_jax.paper_sets import sets
 from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
+from fdftnet_jax.weights import pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +199,7 @@ def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -
     if run["directory"] != splits.resolve(config.data.dir):
         return
     pretrained_on, data = run["data"], config.data.to_dict()
-    if not paper_sets.share_images(pretrained_on["name"], data["name"]):
+    if not sets.share_images(pretrained_on["name"], data["name"]):
         return
     if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
         raise UserError(

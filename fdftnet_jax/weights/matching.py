@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fdftnet_jax.models import keras_files, torch_files
 from fdftnet_jax.models.registry import get_backbone
+from fdftnet_jax.weights import keras_files, torch_files
 
 # Our leaf: its name in (Keras, PyTorch). A bias beside a scale is Keras's beta.
 _LEAVES = {

@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 
 from fdftnet_jax import files
-from fdftnet_jax.data import face_choice, images, videos
-from fdftnet_jax.data.face_detection import FaceDetector
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import choice, videos
+from fdftnet_jax.faces.detection import FaceDetector
 
 # Folder, in the output, of crops that are not complete yet.
 INCOMPLETE = ".incomplete"
 # File, in a video's folder, of its record.
 RECORD = ".prepared.json"
-# Reason for which a frame has no crop, besides those of `videos` and `face_choice`.
+# Reason for which a frame has no crop, besides those of `videos` and `choice`.
 ANOTHER = "smaller than the usual face"
 # Where one face a frame is taken: below this share of the median of the video's faces,
 # it is taken for that of somebody in the background.
@@ -27,7 +28,7 @@ _USUAL_SHARE = 1 / 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules(face_choice.FaceRules):
+class Rules(choice.FaceRules):
     """What determines the crops of a video; see `configs/prepare_faces.py`."""
 
     every: int = 10
@@ -113,7 +114,7 @@ class Preparer:
             if frame.pixels is None:
                 record.rejected.append([frame.number, frame.problem, ""])
                 continue
-            found = face_choice.find(frame.pixels, self._detect, rules)
+            found = choice.find(frame.pixels, self._detect, rules)
             if not found.faces:
                 record.rejected.append([frame.number, found.reason, found.detail])
             for index, face in enumerate(found.faces):

@@ -9,12 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdftnet_jax.data.face_detection import (
-    Face,
-    FaceDetector,
-    Square,
-    square_around,
-)
+from fdftnet_jax.faces.detection import Face, FaceDetector, Square, square_around
 
 # Reasons for which a picture has no crop.
 NO_FACE = "no face"

@@ -21,10 +21,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from fdftnet_jax.data import layouts, splits
-from fdftnet_jax.data.layouts import OFFICIAL, Place, nowhere
+from fdftnet_jax.data import splits
 from fdftnet_jax.data.splits import SPLITS
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import layouts
+from fdftnet_jax.paper_sets.layouts import OFFICIAL, Place, nowhere
 
 _CELEBA = "celeba/img_align_celeba"
 _IDENTITIES = "celeba/identity_CelebA.txt"

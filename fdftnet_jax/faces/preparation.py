@@ -26,9 +26,10 @@ import ml_collections
 from tqdm import tqdm
 
 from fdftnet_jax import checks, files
-from fdftnet_jax.data import splits, videos, workers
-from fdftnet_jax.data.face_detection import DETECTORS, FaceDetector
-from fdftnet_jax.data.video_crops import (
+from fdftnet_jax.data import splits
+from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.faces import videos, workers
+from fdftnet_jax.faces.crops import (
     INCOMPLETE,
     RECORD,
     Preparer,
@@ -38,7 +39,7 @@ from fdftnet_jax.data.video_crops import (
     crop_name,
     record_of,
 )
-from fdftnet_jax.errors import Interrupted, UserError
+from fdftnet_jax.faces.detection import DETECTORS, FaceDetector
 
 MANIFEST = (
     *("video", "frame", "face", "seconds", "x", "y", "width", "height"),

@@ -31,10 +31,11 @@ from pathlib import Path, PurePosixPath
 
 from scipy.cluster.hierarchy import DisjointSet
 
-from fdftnet_jax.data import layouts, splits
-from fdftnet_jax.data.layouts import OFFICIAL, Place, nowhere
+from fdftnet_jax.data import splits
 from fdftnet_jax.data.splits import SPLITS
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import layouts
+from fdftnet_jax.paper_sets.layouts import OFFICIAL, Place, nowhere
 
 COMPRESSIONS = ("raw", "c23", "c40")
 # Set -> the folders of its real and of its fake videos; in each, `<c>/videos`.

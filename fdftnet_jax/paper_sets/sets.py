@@ -18,10 +18,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from fdftnet_jax.data import celeba_pggan, faceforensics, layouts, splits
+from fdftnet_jax.data import splits
 from fdftnet_jax.data.origins import FolderConfig, warn
 from fdftnet_jax.data.splits import SPLITS, Example
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.paper_sets import celeba_pggan, faceforensics, layouts
 
 NAMES = ("pggan", *faceforensics.NAMES)
 

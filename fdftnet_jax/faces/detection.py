@@ -13,8 +13,8 @@ import cv2
 import cv2.data
 import numpy as np
 
-from fdftnet_jax.data import videos
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.faces import videos
 
 
 class Face(NamedTuple):

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import keras_files, torch_files
-from fdftnet_jax.models.weight_matching import Fit, fit_keras, fit_torch
+from fdftnet_jax.weights import keras_files, torch_files
+from fdftnet_jax.weights.matching import Fit, fit_keras, fit_torch
 
 # (backbone, variant): scaling of the images
 _SCALINGS = {

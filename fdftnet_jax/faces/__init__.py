@@ -1,0 +1,1 @@
+"""Faces: found in pictures and videos, and cut out of them."""

@@ -1,0 +1,1 @@
+"""The data sets of the paper: how their folders are laid out and split."""
