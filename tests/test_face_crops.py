@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 
 import drawn_videos
 import face_crop_runs
@@ -340,11 +341,13 @@ def test_a_folder_that_is_somebody_elses(config, tree, tmp_path, serial):
             prepare(config, tree, tmp_path / "out", replace=replace)
         with pytest.raises(UserError, match="also an input"):
             prepare(config, tree, tree, replace=replace)
-    # One that appears beside crops of this command.
-    (tmp_path / "out/preparation.json").touch()
+    assert not serial
+    # A folder that appears beside crops of this command.
+    prepare(config, tree, tmp_path / "other")
+    shutil.copy(tmp_path / "other/preparation.json", tmp_path / "out")
     with pytest.raises(UserError, match="003, or one that this command has made"):
         prepare(config, tree, tmp_path / "out")
-    assert not serial and mine.exists()
+    assert mine.exists()
 
 
 def test_crops_by_other_rules_are_replaced_on_request_alone(
@@ -355,7 +358,7 @@ def test_crops_by_other_rules_are_replaced_on_request_alone(
     before = sorted(p.relative_to(out) for p in out.rglob("*.png"))
     number = len(serial)
     config.every = 2 * config.every
-    with pytest.raises(UserError, match="prepared otherwise .*--replace"):
+    with pytest.raises(UserError, match=r"prepared otherwise .*--replace"):
         prepare(config, tree, out)
     assert sorted(p.relative_to(out) for p in out.rglob("*.png")) == before
     prepare(config, tree, out, replace=True)
