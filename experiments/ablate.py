@@ -20,12 +20,12 @@ from fdftnet_jax.errors import UserError
 
 BASELINE = "before fine-tuning"
 # What a level is called -> the runs of all seeds; first the pre-trainings.
-Cells = dict[str, list[grid.Run]]
+Cells = dict[str, list[grid.GridRun]]
 
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: Path
-) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+) -> tuple[Sequence[grid.GridRun], Callable[[grid.Outcomes], str]]:
     """The runs, a seed after the other, and what writes the results (see `grid`)."""
     cells = list_cells(config)
     by_seed = zip(*cells.values(), strict=True)
@@ -140,7 +140,9 @@ def write_results(
     return f"{text}\nwritten to {workdir}: {written}"
 
 
-def _published(config: ml_collections.ConfigDict, run: grid.Run) -> Mapping[str, float]:
+def _published(
+    config: ml_collections.ConfigDict, run: grid.GridRun
+) -> Mapping[str, float]:
     """The paper's figures, where this is its ablation."""
     from fdftnet_jax.reporting import paper
 

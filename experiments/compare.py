@@ -52,12 +52,12 @@ _NOTES = {
     "over the test images.",
 }
 # (method, replayed images per class) -> its runs; first the pre-trainings.
-Cells = dict[tuple[str, int], list[grid.Run]]
+Cells = dict[tuple[str, int], list[grid.GridRun]]
 
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: Path
-) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+) -> tuple[Sequence[grid.GridRun], Callable[[grid.Outcomes], str]]:
     """The runs, a seed after the other, and what writes the table (see `grid`)."""
     cells = list_cells(config)
     longest = max(map(len, cells.values()))
@@ -107,16 +107,16 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _pretraining(config: ml_collections.ConfigDict, seed: int) -> grid.Run:
+def _pretraining(config: ml_collections.ConfigDict, seed: int) -> grid.GridRun:
     made = phases.phase_config(
         config, "pretrain", config.backbone, config.old.name, seed, _data(config.old)
     )
-    return grid.Run(f"seed{seed}/base", made, scored=_scored(config))
+    return grid.GridRun(f"seed{seed}/base", made, scored=_scored(config))
 
 
 def _adaptation(
-    config: ml_collections.ConfigDict, method: str, replay: int, base: grid.Run
-) -> grid.Run:
+    config: ml_collections.ConfigDict, method: str, replay: int, base: grid.GridRun
+) -> grid.GridRun:
     if method == "paper":
         config = config.copy_and_resolve_references()
         config.recipe = "paper"
@@ -128,7 +128,7 @@ def _adaptation(
     # New weights need the pre-training for its data alone.
     after = base.name if replay or method != "scratch" else ""
     name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
-    return grid.Run(name, made, after, _scored(config))
+    return grid.GridRun(name, made, after, _scored(config))
 
 
 def _data(fields: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _called(fields: ml_collections.ConfigDict) -> str:
 def _row(
     method: str,
     replay: int,
-    runs: Sequence[grid.Run],
+    runs: Sequence[grid.GridRun],
     cells: Cells,
     outcomes: grid.Outcomes,
 ) -> dict[str, str]:
@@ -227,7 +227,7 @@ def _row(
 
     done = [run for run in runs if OLD in outcomes[run.name].scores]
 
-    def of(title: str, metric: str, runs: Sequence[grid.Run] = done) -> list[float]:
+    def of(title: str, metric: str, runs: Sequence[grid.GridRun] = done) -> list[float]:
         found = grid.scores(outcomes, runs, title)
         return [tables.figure(scores, metric)[0] for scores in found]
 
@@ -261,7 +261,7 @@ def _row(
     return row
 
 
-def _trained(outcomes: grid.Outcomes, runs: Sequence[grid.Run]) -> int:
+def _trained(outcomes: grid.Outcomes, runs: Sequence[grid.GridRun]) -> int:
     """The number of parameters that a method trains."""
     (found,) = {outcomes[run.name].trained_parameters for run in runs}
     return found

@@ -50,6 +50,7 @@ def main() -> None:
 
 def _run_seed(config: ml_collections.ConfigDict, seed: int, directory: Path):
     from fdftnet_jax.evaluation import scoring
+    from fdftnet_jax.run import Run
     from fdftnet_jax.training import loop
 
     base, fdftnet = directory / "base", directory / "fdftnet"
@@ -64,7 +65,7 @@ def _run_seed(config: ml_collections.ConfigDict, seed: int, directory: Path):
             part.init_from = str(base)
         loop.train_and_evaluate(part, str(workdir))
     return {
-        (detector, forgery): scoring.score_split(workdir, data={"family": family})
+        (detector, forgery): scoring.score_split(Run(workdir), data={"family": family})
         for detector, workdir in (("before", base), ("after", fdftnet))
         for forgery, family in FORGERIES.items()
     }
@@ -132,7 +133,7 @@ def _draw(scores: dict[tuple[str, str], Any], workdir: Path) -> None:
     from fdftnet_jax.data import toy
     from fdftnet_jax.evaluation import metrics
     from fdftnet_jax.reporting import plots
-    from fdftnet_jax.training import run_files
+    from fdftnet_jax.run import Run
 
     plots.roc_curves(
         workdir / "roc.png",
@@ -148,8 +149,8 @@ def _draw(scores: dict[tuple[str, str], Any], workdir: Path) -> None:
     plots.training_curves(
         workdir / "training_curves.png",
         {
-            "pre-training": run_files.read_history(seed0 / "base"),
-            "fine-tuning": run_files.read_history(seed0 / "fdftnet"),
+            "pre-training": Run(seed0 / "base").history(),
+            "fine-tuning": Run(seed0 / "fdftnet").history(),
         },
     )
     real = np.stack([toy.real_image(0, index) for index in range(12)])

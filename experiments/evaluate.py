@@ -61,34 +61,33 @@ def main() -> None:
     from fdftnet_jax.evaluation import calibration, results, robustness, scoring
     from fdftnet_jax.reporting import report as page
     from fdftnet_jax.reporting import robustness_plot
+    from fdftnet_jax.run import Run
 
     given = {"dir": _DATA_DIR.value, "name": _DATA_NAME.value}
     data = {field: value for field, value in given.items() if value}
-    dataset = scoring.open_data(_WORKDIR.value, _SPLIT.value, data)
-    network = scoring.Network(_WORKDIR.value)
-    target = results.path(
-        _WORKDIR.value,
-        dataset.name,
-        dataset.directory,
-        _SPLIT.value,
-        own=network.owns(dataset),
-    )
-    files.check_output(target, "the evaluation", replace=_REPLACE.value)
-    scores = network.score(dataset, _SPLIT.value)
-    calibrated = calibration.for_run(_WORKDIR.value)
-    conditions = None
-    if _ROBUSTNESS.value:
-        conditions = robustness.score(network, dataset, _SPLIT.value)
-    report = results.report(
-        scores, calibrated, pool=_POOL.value == "group", conditions=conditions
-    )
-    paths = results.write(report, scores, calibrated, _WORKDIR.value)
-    if conditions:
-        paths.append(paths[0].with_name(f"{paths[0].stem}_robustness.svg"))
-        robustness_plot.draw(paths[-1], report["robustness"])
-    if _REPORT.value:
-        paths.append(page.write(_WORKDIR.value, report, scores, calibrated))
-    rule = calibration.describe(calibrated) if calibrated else ""
+    with Run(_WORKDIR.value) as run:
+        split = _SPLIT.value
+        dataset = scoring.open_data(run, split, data)
+        target = run.evaluation_path(
+            dataset.name, dataset.directory, split, own=scoring.owns(run, dataset)
+        )
+        files.check_output(target, "the evaluation", replace=_REPLACE.value)
+        network = scoring.Network(run)
+        scores = network.score(dataset, split)
+        calibrated = calibration.for_run(run)
+        conditions = None
+        if _ROBUSTNESS.value:
+            conditions = robustness.score(network, dataset, split)
+        report = results.report(
+            scores, calibrated, pool=_POOL.value == "group", conditions=conditions
+        )
+        paths = results.write(report, scores, calibrated, run)
+        if conditions:
+            paths.append(paths[0].with_name(f"{paths[0].stem}_robustness.svg"))
+            robustness_plot.draw(paths[-1], report["robustness"])
+        if _REPORT.value:
+            paths.append(page.write(run, report, scores, calibrated))
+    rule = calibrated.rule_in_words if calibrated else ""
     print(summary(report, rule), *(f"  {path}" for path in paths), sep="\n")
 
 

@@ -26,9 +26,9 @@ from absl import flags
 from experiments import launch
 from experiments.outcomes import (
     TEST,
+    GridRun,
     Outcome,
     Outcomes,
-    Run,
     load,
     missing,
     writing,
@@ -43,7 +43,8 @@ flags.disclaim_key_flags()
 # From the flags' config and workdir: the runs of a grid, and a function that writes
 # the results that are there and returns them as text.
 Prepare = Callable[
-    [ml_collections.ConfigDict, Path], tuple[Sequence[Run], Callable[[Outcomes], str]]
+    [ml_collections.ConfigDict, Path],
+    tuple[Sequence[GridRun], Callable[[Outcomes], str]],
 ]
 
 
@@ -95,7 +96,7 @@ def _data_folders(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def execute(
-    runs: Sequence[Run],
+    runs: Sequence[GridRun],
     workdir: str | Path,
     report: Callable[[Outcomes], Any] = lambda outcomes: None,
 ) -> Outcomes:
@@ -140,7 +141,7 @@ def execute(
 
 
 def make(
-    runs: Sequence[Run],
+    runs: Sequence[GridRun],
     workdir: str | Path,
     write: Callable[[Outcomes], str],
     *,
@@ -167,7 +168,7 @@ def make(
     check_complete(outcomes)
 
 
-def plan(runs: Sequence[Run], workdir: str | Path) -> str:
+def plan(runs: Sequence[GridRun], workdir: str | Path) -> str:
     """What is done and what is left, a line a run.
 
     Raises:
@@ -197,7 +198,7 @@ def plan(runs: Sequence[Run], workdir: str | Path) -> str:
 
 
 def scores(
-    outcomes: Outcomes, runs: Sequence[Run], title: str = TEST
+    outcomes: Outcomes, runs: Sequence[GridRun], title: str = TEST
 ) -> list[dict[str, Any]]:
     """The scores of these runs, without those that have none."""
     found = [outcomes[run.name].scores.get(title) for run in runs]
@@ -219,9 +220,10 @@ def check_complete(outcomes: Outcomes) -> None:
         )
 
 
-def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
+def _begin(runs: Sequence[GridRun], workdir: Path) -> tuple[list[GridRun], Outcomes]:
     """The runs as they start, and what is there; before anything is trained."""
-    from fdftnet_jax.training import config_values, run_files
+    from fdftnet_jax.run import Run
+    from fdftnet_jax.training import config_values
 
     linked, outcomes = [], {}
     for run in runs:
@@ -241,17 +243,16 @@ def _begin(runs: Sequence[Run], workdir: Path) -> tuple[list[Run], Outcomes]:
         directory = workdir / run.name
         if outcome.finished:
             # Nothing is read from there any more, and the grid may have been moved.
-            old = json.loads((directory / "config.json").read_text())
             config = config.copy_and_resolve_references()
-            config.init_from = old["init_from"]
+            config.init_from = Run(directory).config["init_from"]
         if outcome.finished or any(directory.glob("checkpoints/[0-9]*")):
-            run_files.check_config(config, directory)
+            Run(directory).check_config(config)
         linked.append(run)
         outcomes[run.name] = outcome
     return linked, outcomes
 
 
-def _left(runs: Sequence[Run], outcomes: Outcomes) -> list[Run]:
+def _left(runs: Sequence[GridRun], outcomes: Outcomes) -> list[GridRun]:
     """The runs whose training or scores are not all there."""
     return [
         run
@@ -260,12 +261,13 @@ def _left(runs: Sequence[Run], outcomes: Outcomes) -> list[Run]:
     ]
 
 
-def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
+def _make(run: GridRun, outcome: Outcome, workdir: Path) -> None:
     """Trains and scores what is left of a run, and records it."""
     import jax
 
     from fdftnet_jax.evaluation import calibration, results, scoring
-    from fdftnet_jax.training import checkpoint, loop
+    from fdftnet_jax.run import Run
+    from fdftnet_jax.training import loop
 
     directory = workdir / run.name
     outcome.failure = ""
@@ -273,30 +275,28 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
     try:
         if not outcome.finished:
             loop.train_and_evaluate(run.config, str(directory))
-            with checkpoint.Checkpoints(directory) as checkpoints:
-                meta = checkpoints.load_meta()
-            outcome.trained_parameters = meta["trained_parameters"]
-            outcome.finished = True
-        options = calibration.Options.of(run.config.to_dict())
-        calibrated = calibration.for_run(directory, options)
-        for title in missing(run, outcome):
-            scores = scoring.score_split(directory, TEST, data=dict(run.scored[title]))
-            target = results.path(
-                directory,
-                scores.dataset,
-                scores.directory,
-                scores.split,
-                own=scores.own,
-            )
-            if target in outcome.files.values():
-                raise UserError(
-                    f"two data sets that {run.name} is scored on are called "
-                    f"{scores.dataset!r}: rename the folder of one of them"
+        with Run(directory) as trained:
+            if not outcome.finished:
+                outcome.trained_parameters = trained.best.trained_parameters
+                outcome.finished = True
+            options = calibration.Options.of(run.config.to_dict())
+            calibrated = calibration.for_run(trained, options)
+            for title in missing(run, outcome):
+                scores = scoring.score_split(
+                    trained, TEST, data=dict(run.scored[title])
                 )
-            report = results.report(scores, calibrated)
-            path, _ = results.write(report, scores, calibrated, directory)
-            outcome.files[title] = path
-            outcome.scores[title] = json.loads(path.read_text())
+                target = trained.evaluation_path(
+                    scores.dataset, scores.directory, scores.split, own=scores.own
+                )
+                if target in outcome.files.values():
+                    raise UserError(
+                        f"two data sets that {run.name} is scored on are called "
+                        f"{scores.dataset!r}: rename the folder of one of them"
+                    )
+                report = results.report(scores, calibrated)
+                path, _ = results.write(report, scores, calibrated, trained)
+                outcome.files[title] = path
+                outcome.scores[title] = json.loads(path.read_text())
     except UserError as error:
         outcome.failure = str(error)
     # Out of memory, most of all: a smaller backbone may still fit.
@@ -312,14 +312,14 @@ def _make(run: Run, outcome: Outcome, workdir: Path) -> None:
 
 def _epochs(directory: Path) -> int:
     """The number of epochs that a run has in its history."""
-    from fdftnet_jax.training import run_files
+    from fdftnet_jax.run import Run
 
-    if not (directory / "history.jsonl").exists():
-        return 0
-    return len(run_files.read_history(directory))
+    return len(Run(directory).history())
 
 
-def _time_left(left: Sequence[Run], runs: Sequence[Run], outcomes: Outcomes) -> str:
+def _time_left(
+    left: Sequence[GridRun], runs: Sequence[GridRun], outcomes: Outcomes
+) -> str:
     """How long the runs that are left take, by those that are finished."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for run in runs:
@@ -338,6 +338,6 @@ def _time_left(left: Sequence[Run], runs: Sequence[Run], outcomes: Outcomes) -> 
     return f", about {amount} left"
 
 
-def _kind(run: Run) -> tuple[str, str]:
+def _kind(run: GridRun) -> tuple[str, str]:
     """Runs of one kind take about as long."""
     return run.config.model.kind, run.config.model.backbone

@@ -109,6 +109,7 @@ def run_training(default_config: str) -> None:
     def main() -> None:
         # JAX starts only when the flags are known to be right.
         from fdftnet_jax.evaluation import calibration
+        from fdftnet_jax.run import Run
         from fdftnet_jax.training import loop, processes
 
         which = (coordinator.value, number.value, index.value)
@@ -120,7 +121,8 @@ def run_training(default_config: str) -> None:
         config = flags.FLAGS.config
         loop.train_and_evaluate(config, workdir.value)
         options = calibration.Options.of(config.to_dict())
-        calibration.for_run(workdir.value, options)
+        with Run(workdir.value) as trained:
+            calibration.for_run(trained, options)
 
     run(main, default_config)
 

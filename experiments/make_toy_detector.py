@@ -20,6 +20,7 @@ def main() -> None:
     """Trains, scores and exports."""
     from fdftnet_jax.detector import export
     from fdftnet_jax.evaluation import calibration, results, scoring
+    from fdftnet_jax.run import Run
     from fdftnet_jax.training import loop
 
     config, workdir = flags.FLAGS.config, Path(_WORKDIR.value)
@@ -29,14 +30,15 @@ def main() -> None:
     fine_tuning = config.finetune.copy_and_resolve_references()
     fine_tuning.init_from = str(base)
     loop.train_and_evaluate(fine_tuning, str(fdftnet))
-    scores = scoring.score_split(fdftnet, "test")
-    calibrated = calibration.for_run(fdftnet)
+    run = Run(fdftnet)
+    scores = scoring.score_split(run, "test")
+    calibrated = calibration.for_run(run)
     report = results.report(scores, calibrated)
-    results.write(report, scores, calibrated, fdftnet)
+    results.write(report, scores, calibrated, run)
     path = workdir / "toy.safetensors"
     licence = "Drawn and trained by the package alone: Apache-2.0, as its code."
     export.write(
-        fdftnet,
+        run,
         path,
         name="toy",
         licence=licence,

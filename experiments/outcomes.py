@@ -16,7 +16,7 @@ TEST = "test"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class GridRun:
     """One training of a grid.
 
     Attributes:
@@ -60,7 +60,7 @@ class Outcome:
 Outcomes = dict[str, Outcome]
 
 
-def load(run: Run, workdir: Path) -> Outcome:
+def load(run: GridRun, workdir: Path) -> Outcome:
     """What is known of a run, of its scores those that it is asked for."""
     directory = workdir / run.name
     path = directory / "outcome.json"
@@ -84,7 +84,7 @@ def load(run: Run, workdir: Path) -> Outcome:
     return outcome
 
 
-def write(run: Run, outcome: Outcome, workdir: Path) -> None:
+def write(run: GridRun, outcome: Outcome, workdir: Path) -> None:
     """Writes the outcome of a run, with the names of the files of its scores."""
     directory = workdir / run.name
     saved = {
@@ -113,6 +113,6 @@ def writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
     return files.writing("the outcome of a run", workdir, 10**6, advice)
 
 
-def missing(run: Run, outcome: Outcome) -> list[str]:
+def missing(run: GridRun, outcome: Outcome) -> list[str]:
     """The titles of the scores that a run lacks."""
     return [title for title in run.scored if title not in outcome.scores]

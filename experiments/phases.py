@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from configs import base, finetune, pretrain
-from experiments.grid import Run
+from experiments.grid import GridRun
 from fdftnet_jax.errors import UserError
 
 _PHASES = {"pretrain": pretrain, "finetune": finetune}
@@ -101,18 +101,18 @@ def given(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def pretraining(
     config: ml_collections.ConfigDict, backbone: str, dataset: str, seed: int
-) -> Run:
+) -> GridRun:
     """The pre-training of a backbone, `<dataset>/<backbone>/seed<n>/base`."""
     made = phase_config(config, "pretrain", backbone, dataset, seed)
-    return Run(f"{dataset}/{backbone}/seed{seed}/base", made)
+    return GridRun(f"{dataset}/{backbone}/seed{seed}/base", made)
 
 
 def finetuning(
     config: ml_collections.ConfigDict,
-    pretrained: Run,
+    pretrained: GridRun,
     name: str,
     changes: Mapping[str, Any] | None = None,
-) -> Run:
+) -> GridRun:
     """A fine-tuning on the same data with the same seed, in a folder beside."""
     made = phase_config(
         config,
@@ -122,7 +122,7 @@ def finetuning(
         pretrained.config.seed,
         changes,
     )
-    return Run(str(Path(pretrained.name).with_name(name)), made, pretrained.name)
+    return GridRun(str(Path(pretrained.name).with_name(name)), made, pretrained.name)
 
 
 def read_value(field: str, text: str) -> Any:

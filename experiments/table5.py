@@ -18,12 +18,12 @@ from experiments import grid, phases
 # What a cell scores, as the paper calls it: before and after fine-tuning.
 DETECTORS = ("baseline", "FDFtNet")
 # (data set, backbone) -> the runs of each seed, pre-training and fine-tuning.
-Cells = dict[tuple[str, str], list[tuple[grid.Run, grid.Run]]]
+Cells = dict[tuple[str, str], list[tuple[grid.GridRun, grid.GridRun]]]
 
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: Path
-) -> tuple[Sequence[grid.Run], Callable[[grid.Outcomes], str]]:
+) -> tuple[Sequence[grid.GridRun], Callable[[grid.Outcomes], str]]:
     """The runs, a seed after the other, and what writes the table (see `grid`)."""
     cells = list_cells(config)
     by_seed = zip(*cells.values(), strict=True)

@@ -80,9 +80,9 @@ def some_runs(names=("a", "b"), scored=None, **changes):
     options = {"scored": scored} if scored else {}
     runs = []
     for name in names:
-        base = grid.Run(f"{name}/base", small_runs.config("cache"), **options)
+        base = grid.GridRun(f"{name}/base", small_runs.config("cache"), **options)
         config = small_runs.config("cache", "to be set", **changes)
-        runs += [base, grid.Run(f"{name}/tuned", config, base.name, **options)]
+        runs += [base, grid.GridRun(f"{name}/tuned", config, base.name, **options)]
     return runs
 
 
@@ -227,7 +227,7 @@ def test_two_data_sets_of_one_name(made, tmp_path):
 
 
 def test_a_run_that_is_not_scored_is_trained(made, tmp_path):
-    run = grid.Run("a", small_runs.config("cache"), scored={})
+    run = grid.GridRun("a", small_runs.config("cache"), scored={})
     assert "1 left" in grid.plan([run], tmp_path)
     grid.execute([run], tmp_path)
     assert made.trained == ["a"] and not made.scored
@@ -304,7 +304,7 @@ def test_time_left(seconds, left, tmp_path):
     base = some_runs(["a"])[0]
     runs = [base]
     for i in range(len(seconds) - 1):
-        runs.append(grid.Run(f"a/{i}", some_runs(["a"])[1].config, base.name))
+        runs.append(grid.GridRun(f"a/{i}", some_runs(["a"])[1].config, base.name))
     outcomes = {}
     for run, spent in zip(runs, seconds, strict=True):
         outcomes[run.name] = grid.Outcome(finished=spent is not None)
@@ -336,8 +336,8 @@ def test_a_diverging_run_fails_and_the_others_go_on(cache_dir, tmp_path):
     """With real training."""
     diverging = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
     runs = [
-        grid.Run("wild", small_runs.config(cache_dir, epochs=1, **diverging)),
-        grid.Run("calm", small_runs.config(cache_dir, epochs=1)),
+        grid.GridRun("wild", small_runs.config(cache_dir, epochs=1, **diverging)),
+        grid.GridRun("calm", small_runs.config(cache_dir, epochs=1)),
     ]
     outcomes = grid.execute(runs, tmp_path)
     assert "finite" in outcomes["wild"].failure

@@ -111,6 +111,7 @@ class FaceDataset:
     Attributes:
       name: short name for people and file names: the folder's, 'toy-<family>', or that
         of a set of the paper and of its videos' compression.
+      kind: the `config.data.name` that it was read by, such as 'folder'.
       directory: the folder of images, absolute; '' for the toy.
       splits: number of images in each split that has any.
     """
@@ -120,6 +121,7 @@ class FaceDataset:
         config = builder.builder_config
         self.name: str = config.title
         self.directory: str = getattr(config, "dir", "")
+        self.kind: str = getattr(config, "which", "folder" if self.directory else "toy")
         self.splits = {split: len(e) for split, e in config.examples.items()}
         self._builder = builder
 

@@ -45,18 +45,20 @@ def _export(arguments: argparse.Namespace) -> int:
     import os
     import sys
 
+    from fdftnet_jax import run
     from fdftnet_jax.detector import export, file
 
     # A backbone of your own is found where `python -m experiments.pretrain` found it.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    found = export.write(
-        arguments.workdir,
-        arguments.detector,
-        name=arguments.name,
-        licence=arguments.licence,
-        replace=arguments.replace,
-    )
+    with run.Run(arguments.workdir) as trained:
+        found = export.write(
+            trained,
+            arguments.detector,
+            name=arguments.name,
+            licence=arguments.licence,
+            replace=arguments.replace,
+        )
     # The package alone does not know a backbone of somebody's own.
     program = "--program " if ":" in found.card["model"]["backbone"] else ""
     size = file.locate(arguments.detector).stat().st_size

@@ -10,12 +10,12 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
   parameters         their number, in all and as far as the last training changed them
   preprocessing      see `preprocess.Preprocessing`
   labels             ['real', 'fake']: the order of the logits
-  calibration        see `calibration.Calibration`; null without one
+  calibration        see `records.Calibration`; null without one
   threshold          `logit` and `probability` from which a picture is called fake, the
                      `rule` that chose them, and what it is a `probability_of`:
                      'calibrated' or 'raw'
   faces              the rules by which `experiments.prepare_faces` cut the training
-                     data (`past_runs.FACE_RULES`); null where nobody knows
+                     data (`choice.RECORDED`); null where nobody knows
   trained_on         for each data set that the weights have seen, the latest first:
                      name, the folder's own name, split, shots, the number of real and
                      of fake images (null where unknown), fingerprint
@@ -35,12 +35,11 @@ Nothing names this machine, its folders or its user, and the same run gives the 
 bytes.
 """
 
-import json
+import dataclasses
 import os
 import platform
-from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -48,11 +47,13 @@ import numpy as np
 
 import fdftnet_jax
 from fdftnet_jax import files
-from fdftnet_jax.data import past_runs, preprocess, splits
+from fdftnet_jax.data import splits
 from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.records import Calibration, Evaluation, TrainedOn
+from fdftnet_jax.run import Run
+from fdftnet_jax.weights.pretrained import WeightsInfo
 
 LICENCE = (
     "The code is under Apache-2.0. The weights carry the conditions of the data that "
@@ -65,7 +66,7 @@ _PATHS = ("dir", "replay_dir", "init_from")
 
 
 def write(
-    workdir: str | os.PathLike[str],
+    run: Run,
     path: str | os.PathLike[str],
     *,
     name: str = "",
@@ -77,7 +78,7 @@ def write(
     """Exports the best checkpoint of a run.
 
     Args:
-      workdir: of a pre-training or fine-tuning run.
+      run: of a pre-training or fine-tuning.
       path: of the file.
       name: of the detector; '' is that of the workdir.
       licence: what to say of the conditions beside `LICENCE`.
@@ -93,29 +94,26 @@ def write(
       UserError: there is no checkpoint, the backbone's code cannot be imported, a
         weight or a logit is not finite, or the file exists or cannot be written.
     """
-    files.check_output(path, "the detector", replace=replace, inputs=_files_of(workdir))
-    with Checkpoints(workdir) as checkpoints:
-        meta, step = checkpoints.load_meta(), int(checkpoints.best or 0)
-        variables = checkpoints.load_variables()
-    weights = network.flat(variables)
+    files.check_output(path, "the detector", replace=replace, inputs=run.files())
+    record = run.best
+    weights = network.flat(run.variables)
     for where, array in weights.items():
         if not np.isfinite(array).all():
             raise UserError(
-                f"{where} in {workdir} is not finite: the run has diverged; train it "
+                f"{where} in {run} is not finite: the run has diverged; train it "
                 "again with a lower learning rate"
             )
-    calibrated = calibration.for_run(workdir)
-    preprocessing = preprocess.Preprocessing.from_dict(meta["preprocessing"])
-    program = network.build(meta["model"], preprocessing.scaling)
-    exported = network.export(program, weights, preprocessing.size)
+    size = record.preprocessing.size
+    program = network.build(record.model, record.preprocessing.scaling)
+    exported = network.export(program, weights, size)
     stored = np.float16 if half else np.float32
     arrays = {where: leaf.astype(stored) for where, leaf in weights.items()}
     as_read = {where: leaf.astype(np.float32) for where, leaf in arrays.items()}
-    views = network.check_views(preprocessing.size)
+    views = network.check_views(size)
     logits = np.asarray(jax.jit(exported.call)(as_read, views))
     if not np.isfinite(logits).all():
         raise UserError(
-            f"the network in {workdir} gives logits that are not finite: the run has "
+            f"the network in {run} gives logits that are not finite: the run has "
             "diverged; train it again with a lower learning rate"
         )
     arrays[detector.STABLEHLO] = np.frombuffer(exported.serialize(), np.uint8)
@@ -123,16 +121,16 @@ def write(
         path,
         arrays,
         {
-            "name": name or Path(workdir).resolve().name,
+            "name": name or run.directory.resolve().name,
             "toy": toy,
             "stored_as": np.dtype(stored).name,
             "parameters": {
                 "all": sum(
                     leaf.size for where, leaf in weights.items() if _is_param(where)
                 ),
-                "trained": meta.get("trained_parameters"),
+                "trained": record.trained_parameters,
             },
-            **card(Path(workdir), meta, step, calibrated),
+            **card(run, calibration.for_run(run)),
             "check": logits.tolist(),
             "licence": " ".join([*filter(None, [licence]), LICENCE]),
         },
@@ -141,42 +139,34 @@ def write(
     return detector.load(path, program=True)
 
 
-def card(
-    workdir: Path,
-    meta: dict[str, Any],
-    step: int,
-    calibrated: calibration.Calibration | None,
-) -> dict[str, Any]:
-    """What a run's files tell of its best checkpoint (see the module).
-
-    Args:
-      workdir: of the run.
-      meta: of the checkpoint.
-      step: of the checkpoint.
-      calibrated: its calibration.
-    """
-    progress = meta["progress"]
-    evaluations = _evaluations(workdir, step)
+def card(run: Run, calibration: Calibration | None) -> dict[str, Any]:
+    """What a run tells of its best checkpoint (see the module)."""
+    record, step = run.best, run.best_step
+    evaluations = [
+        _evaluation(evaluation)
+        for evaluation in run.evaluations()
+        if evaluation.step == step
+    ]
     return {
-        "model": meta["model"],
-        "preprocessing": meta["preprocessing"],
+        "model": dict(record.model),
+        "preprocessing": record.preprocessing.to_dict(),
         "labels": list(splits.CLASSES),
-        "calibration": calibrated.to_dict() if calibrated else None,
-        "threshold": _threshold(calibrated),
-        "faces": _faces(meta["trained_on"][0]),
-        "trained_on": [_data_set(run) for run in meta["trained_on"]],
-        "weights": _weights(meta.get("weights")),
+        "calibration": calibration.to_dict() if calibration else None,
+        "threshold": _threshold(calibration),
+        "faces": record.lineage.latest.faces,
+        "trained_on": [_data_set(data_set) for data_set in record.lineage],
+        "weights": _weights(record.weights),
         "checkpoint": {
             "step": step,
-            "epoch": progress["best_epoch"],
-            "validation_loss": _finite(progress["best_loss"]),
-            "sha256": meta["digests"]["variables"],
+            "epoch": record.progress.best_epoch,
+            "validation_loss": _finite(record.progress.best_loss),
+            "sha256": record.digest,
         },
         "validation": next(
             (e for e in evaluations if e["split"] == "validation" and e["own"]), None
         ),
         "evaluations": evaluations,
-        "config": _config(workdir),
+        "config": _without_folders(run.config),
         "stablehlo": {"platforms": list(network.PLATFORMS)},
         "versions": {
             "fdftnet_jax": fdftnet_jax.__version__,
@@ -186,19 +176,12 @@ def card(
     }
 
 
-def _files_of(workdir: str | os.PathLike[str]) -> Iterator[Path]:
-    """The files of a run; a detector that lies among them is none of its own."""
-    for path in Path(workdir).rglob("*"):
-        if path.suffix != ".safetensors":
-            yield path
-
-
 def _is_param(path: str) -> bool:
     return path.startswith("params/")
 
 
-def _threshold(calibrated: calibration.Calibration | None) -> dict[str, Any]:
-    if calibrated is None:
+def _threshold(calibration: Calibration | None) -> dict[str, Any]:
+    if calibration is None:
         return {
             "logit": 0.0,
             "probability": 0.5,
@@ -206,47 +189,31 @@ def _threshold(calibrated: calibration.Calibration | None) -> dict[str, Any]:
             "rule": "score 0.5, not calibrated",
         }
     return {
-        "logit": calibrated.threshold_logit,
-        "probability": calibrated.threshold_probability,
+        "logit": calibration.threshold_logit,
+        "probability": calibration.threshold_probability,
         "probability_of": "calibrated",
-        "rule": calibration.describe(calibrated),
+        "rule": calibration.rule_in_words,
     }
 
 
-def _faces(run: dict[str, Any]) -> dict[str, Any] | None:
-    """By the checkpoint; by the folder, where an earlier version wrote that."""
-    if "faces" in run:
-        return run["faces"]
-    return past_runs.face_rules(run["directory"])
-
-
-def _data_set(run: dict[str, Any]) -> dict[str, Any]:
-    data = run["data"]
-    real, fake = run.get("counts") or (None, None)
-    name = data["name"]
+def _data_set(trained_on: TrainedOn) -> dict[str, Any]:
+    data, kind = trained_on.data, trained_on.kind
+    real, fake = trained_on.counts or (None, None)
     return {
-        "name": f"toy-{data['family']}" if name == "toy" else name,
-        "folder": PurePath(run["directory"]).name,
+        "name": f"toy-{data['family']}" if kind == "toy" else kind,
+        "folder": PurePath(trained_on.directory).name,
         "split": data["train_split"],
         "shots": data["shots"],
         "real": real,
         "fake": fake,
-        "fingerprint": run["dataset"],
+        "fingerprint": trained_on.fingerprint,
     }
 
 
-def _weights(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    if found is None:
+def _weights(info: WeightsInfo | None) -> dict[str, Any] | None:
+    if info is None:
         return None
-    return {**found, "path": PurePath(found["path"]).name}
-
-
-def _config(workdir: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return _without_folders(config)
+    return dataclasses.asdict(info) | {"path": PurePath(info.path).name}
 
 
 def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
@@ -259,29 +226,16 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     return clean
 
 
-def _evaluations(workdir: Path, step: int) -> list[dict[str, Any]]:
-    """Of this checkpoint; what cannot be read is left out."""
-    found = []
-    for path in sorted((workdir / "evaluation").glob("*.json")):
-        try:
-            report = json.loads(path.read_text())
-            if report["checkpoint_step"] != step:
-                continue
-            found.append(
-                {
-                    "data": report["dataset"],
-                    "split": report["split"],
-                    # Of other data than the run's own, the name has a hash.
-                    "own": path.stem == f"{report['dataset']}-{report['split']}",
-                    "real": report["num_real"],
-                    "fake": report["num_fake"],
-                    "auc": report["figures"]["auc"],
-                    "level": report["bootstrap"]["level"],
-                }
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "data": evaluation.dataset,
+        "split": evaluation.split,
+        "own": evaluation.own,
+        "real": evaluation.num_real,
+        "fake": evaluation.num_fake,
+        "auc": evaluation.auc,
+        "level": evaluation.level,
+    }
 
 
 def _finite(value: float) -> float | None:

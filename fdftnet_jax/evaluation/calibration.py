@@ -15,26 +15,20 @@ how sure a verdict is, not which it is. `decisions` has the rules for T and thre
 """
 
 import dataclasses
-import json
-import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from fdftnet_jax import files
-from fdftnet_jax.data import forgery_faces, past_runs
+from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import decisions, metrics, scoring
+from fdftnet_jax.records import Calibration, Lineage
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import processes
-from fdftnet_jax.training.checkpoint import Checkpoints
-
-SCHEMA_VERSION = 1
-FILE = "calibration.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,78 +53,15 @@ class Options:
         return cls(**config.get("calibration", {}))
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """How scores become probabilities and verdicts.
-
-    Attributes:
-      rule: see `Options`.
-      fpr: see `Options`.
-      prior: see `Options`; 0 has been replaced.
-      training_prior: share of fakes among the images of the training.
-      temperature: divides the logit.
-      shift: is added to it then.
-      threshold_logit: the lowest logit that is called fake.
-      threshold_probability: P(fake) of that logit.
-      num_real: real images of validation.
-      num_fake: fake ones.
-      validation: figures on validation (see `_figures`).
-      notes: what a reader should know.
-      checkpoint_step: of the checkpoint that was calibrated.
-      checkpoint_digest: of its arrays.
-      fingerprint: of the validation split.
-    """
-
-    rule: str
-    fpr: float
-    prior: float
-    training_prior: float
-    temperature: float
-    shift: float
-    threshold_logit: float
-    threshold_probability: float
-    num_real: int
-    num_fake: int
-    validation: dict[str, float]
-    notes: list[str]
-    checkpoint_step: int = 0
-    checkpoint_digest: str = ""
-    fingerprint: str = ""
-
-    def probability(self, logit: npt.ArrayLike) -> np.ndarray:
-        """P(fake), calibrated, of the logits of scores."""
-        return special.expit(np.asarray(logit) / self.temperature + self.shift)
-
-    def called_fake(self, logit: npt.ArrayLike) -> np.ndarray:
-        """Whether the logits of scores are called fake."""
-        return np.asarray(logit) >= self.threshold_logit
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration | None":
-        """What `to_dict` gave; None for anything else, such as another version's."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(found) != {"schema_version", *names}:
-            return None
-        if found["schema_version"] != SCHEMA_VERSION:
-            return None
-        return cls(**{name: found[name] for name in names})
-
-
-def for_run(
-    workdir: str | os.PathLike[str], options: Options | None = None
-) -> Calibration | None:
-    """The calibration of a run's best checkpoint, made and stored where there is none.
+def for_run(run: Run, options: Options | None = None) -> Calibration | None:
+    """The calibration of a run's best checkpoint, made and kept where there is none.
 
     Of several processes, which must all call it, one writes.
 
     Args:
-      workdir: of a pre-training or fine-tuning run.
-      options: what it must have been made with; None takes what is stored, and makes
-        one by the run's config.
+      run: of a pre-training or fine-tuning.
+      options: what it must have been made with; None takes what is kept, and makes one
+        by the run's config.
 
     Returns:
       The calibration; None, with a warning, where the validation data are no longer
@@ -139,68 +70,41 @@ def for_run(
     Raises:
       UserError: there is no checkpoint, or the file cannot be written.
     """
-    directory = Path(workdir)
-    with Checkpoints(workdir) as checkpoints:
-        meta, step = checkpoints.load_meta(), checkpoints.best
-    digest = meta["digests"]["variables"]
-    stored = processes.primary_first(
-        lambda: _stored(directory / FILE), "read the calibration"
-    )
-    if (
-        stored is not None
-        and (stored.checkpoint_step, stored.checkpoint_digest) == (step, digest)
-        and (options is None or _made_with(stored, options))
-    ):
+    record = run.best
+    stored = processes.primary_first(lambda: run.calibration, "read the calibration")
+    if stored is not None and (options is None or _made_with(stored, options)):
         return stored
-    config = _config(directory)
-    run = meta["trained_on"][0]
     try:
         dataset = processes.primary_first(
-            lambda: _validation_data(run), "prepare the validation data"
+            lambda: _validation_data(record.lineage), "prepare the validation data"
         )
     except UserError as error:
         if processes.is_primary():
             warnings.warn(
-                f"{workdir} is not calibrated, its validation data cannot be used: "
-                f"{error}",
+                f"{run} is not calibrated, its validation data cannot be used: {error}",
                 stacklevel=2,
             )
         return None
-    scores = scoring.score_dataset(
-        workdir, dataset, "validation", batch_size=config.get("batch_size", 256)
-    )
+    network = scoring.Network(run, batch_size=run.config.get("batch_size", 256))
+    scores = network.score(dataset, "validation")
     made = dataclasses.replace(
         fit(
             scores.labels,
             scores.logits,
-            options or Options.of(config),
-            training_prior=meta.get("fake_share", 0.5),
+            options or Options.of(run.config),
+            training_prior=record.fake_share,
         ),
         checkpoint_step=scores.step,
-        checkpoint_digest=digest,
+        checkpoint_digest=record.digest,
         fingerprint=dataset.fingerprint(("validation",)),
     )
-    text = json.dumps(made.to_dict(), indent=2) + "\n"
-
-    def write() -> None:
-        advice = "free space and give the same command again"
-        with files.writing("the calibration", directory, len(text), advice):
-            files.write_atomic(directory / FILE, text)
-
-    processes.by_primary(write, "write the calibration")
+    processes.by_primary(lambda: run.write_calibration(made), "write the calibration")
     processes.say(
-        f"calibrated on {made.num_real + made.num_fake} validation images: temperature "
+        f"calibrated on {made.num_images} validation images: temperature "
         f"{made.temperature:.3g}, fake from P(fake) {made.threshold_probability:.3f} "
-        f"({describe(made)})"
+        f"({made.rule_in_words})"
     )
     return made
-
-
-def describe(calibration: Calibration) -> str:
-    """The rule of the threshold in words."""
-    if calibration.rule == "eer":
-        return "equal error rates on validation"
-    return f"at most {calibration.fpr:.3g} of validation's real images"
 
 
 def fit(
@@ -297,42 +201,25 @@ def _notes(made: Calibration, figures: dict[str, float]) -> list[str]:
     return notes
 
 
-def _stored(path: Path) -> Calibration | None:
-    """What a file holds, None where it is missing or of another version."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return Calibration.from_dict(found) if isinstance(found, dict) else None
-
-
 def _made_with(stored: Calibration, options: Options) -> bool:
     prior = options.prior or stored.training_prior
     found = (stored.rule, stored.fpr, stored.prior)
     return found == (options.rule, options.fpr, prior)
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    """The resolved config of a run; empty where it is missing."""
-    try:
-        return json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _validation_data(run: Mapping[str, Any]) -> forgery_faces.FaceDataset:
-    """The data of a run, as it was trained on."""
-    needed = (run["data"]["train_split"], "validation")
+def _validation_data(lineage: Lineage) -> forgery_faces.FaceDataset:
+    """The data of the latest training, as it was then."""
+    latest = lineage.latest
     # Training has told what there is to say of them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = forgery_faces.prepare(
-            past_runs.data_config([dict(run)], {}), needed=needed, only_needed=True
+            Lineage((latest,)).data_config({}), needed=latest.splits, only_needed=True
         )
-    found = dataset.fingerprint(needed)
-    if found != run["dataset"]:
+    fingerprint = dataset.fingerprint(latest.splits)
+    if fingerprint != latest.fingerprint:
         raise UserError(
-            f"the data have changed since the training (they were {run['dataset']}, "
-            f"they are {found}); restore them"
+            f"the data have changed since the training (they were "
+            f"{latest.fingerprint}, they are {fingerprint}); restore them"
         )
     return dataset

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from fdftnet_jax.evaluation import intervals, metrics, scoring
-from fdftnet_jax.evaluation.calibration import Calibration
+from fdftnet_jax.records import Calibration
 
 # With fewer images a share is known to no better than about +-0.14.
 FEW = 50

@@ -8,7 +8,7 @@
   threshold          `logit` and `probability` from which an image is called fake, and
                      their `source`: 'calibration', or 'score 0.5' without one (the
                      probability is that of `probability_of`: 'calibrated' or 'raw')
-  calibration        see `calibration.Calibration`; null without one
+  calibration        see `records.Calibration`; null without one
   figures            name -> {value, interval}: [low, high] of `bootstrap.level`, or
                      null where there is none
     accuracy                 of calling fake what has a score of 0.5 or more
@@ -52,20 +52,18 @@ at the threshold. `..._groups.csv` has the pooled rows.
 """
 
 import csv
-import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import special
 
-from fdftnet_jax import files
 from fdftnet_jax.data import splits
 from fdftnet_jax.evaluation import figures, intervals, metrics, robustness, scoring
-from fdftnet_jax.evaluation.calibration import Calibration
+from fdftnet_jax.records import Calibration
+from fdftnet_jax.run import Run
 
 SCHEMA_VERSION = 3
 # With fewer groups their bootstrap finds intervals that are too narrow.
@@ -138,40 +136,13 @@ def report(
     }
 
 
-def path(
-    workdir: str | os.PathLike[str],
-    dataset: str,
-    directory: str,
-    split: str,
-    *,
-    own: bool,
-) -> Path:
-    """Where the report of a split is written (see `write`).
-
-    Args:
-      workdir: of the run.
-      dataset: the short name of the data.
-      directory: its folder, '' for the toy.
-      split: its name.
-      own: whether the run was trained on these data.
-    """
-    name = dataset
-    if not own and directory:
-        digest = hashlib.sha256(os.fsencode(directory)).hexdigest()
-        name = f"{name}-{digest[:8]}"
-    return Path(workdir) / "evaluation" / f"{name}-{split}.json"
-
-
 def write(
     report: dict[str, Any],
     scores: scoring.Scores,
     calibration: Calibration | None,
-    workdir: str | os.PathLike[str],
+    run: Run,
 ) -> list[Path]:
     """Writes a report and its rows below `WORKDIR/evaluation`.
-
-    `<name>` is that of the data; other data than the run's own add a hash of their
-    folder, so that two folders of one name do not overwrite each other.
 
     Returns:
       The paths of `<name>-<split>.json`, `..._scores.csv` and, where the report is
@@ -180,10 +151,9 @@ def write(
     Raises:
       UserError: the disk is full or read-only.
     """
-    json_path = path(
-        workdir, scores.dataset, scores.directory, scores.split, own=scores.own
-    )
-    directory, stem = json_path.parent, json_path.stem
+    stem = run.evaluation_path(
+        scores.dataset, scores.directory, scores.split, own=scores.own
+    ).stem
     rows = figures.Rows.of(scores)
     described = [
         [record[k] for k in ("path", "group", "generator", "label")]
@@ -206,13 +176,7 @@ def write(
         texts[f"{stem}_groups.csv"] = _table(
             ["group", "generator", "label", "num_images"], described, rows, calibration
         )
-    needed = sum(map(len, texts.values()))
-    advice = "free space and give the same command again"
-    with files.writing("the evaluation", directory, needed, advice):
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            files.write_atomic(directory / name, text)
-    return [directory / name for name in texts]
+    return run.write_evaluation(texts)
 
 
 def _table(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import platform
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, past_runs, pipeline, preprocess
+from fdftnet_jax.data import forgery_faces, pipeline, preprocess
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
-from fdftnet_jax.paper_sets import sets
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tensorflow-datasets")
 
@@ -71,28 +69,24 @@ class Network:
       preprocessing: between a decoded image and the network.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int = 256):
+    def __init__(self, run: Run, *, batch_size: int = 256):
         """Loads it.
 
         Args:
-          workdir: of the run.
+          run: whose best checkpoint it is.
           batch_size: images at a time, rounded up to a multiple of the devices.
 
         Raises:
           UserError: no checkpoint.
         """
-        with Checkpoints(workdir) as checkpoints:
-            self._meta = checkpoints.load_meta()
-            self._variables = steps.replicate(checkpoints.load_variables())
-            self.step = int(checkpoints.best or 0)
-        self.preprocessing = preprocess.Preprocessing.from_dict(
-            self._meta["preprocessing"]
-        )
-        described = self._meta["model"]
+        record = run.best
+        self._run = run
+        self._variables = steps.replicate(run.variables)
+        self.step = run.best_step
+        self.preprocessing = record.preprocessing
+        apply = registry.build(record.model).apply
         self._eval_step = steps.pmap_eval_step(
-            precision.computing_in(
-                described.get("dtype", "float32"), registry.build(described).apply
-            ),
+            precision.computing_in(record.model["dtype"], apply),
             functools.partial(preprocess.scale, scaling=self.preprocessing.scaling),
         )
         devices = jax.device_count()
@@ -130,14 +124,9 @@ class Network:
             self.step,
             self.logits(views),
             rows,
-            self.owns(dataset),
+            owns(self._run, dataset),
             records,
         )
-
-    def owns(self, dataset: forgery_faces.FaceDataset) -> bool:
-        """Whether the run itself was trained on these data, in the same folder."""
-        run = self._meta["trained_on"][0]
-        return dataset.directory == run["directory"] and _trained_on(dataset, run)
 
 
 def _counted(
@@ -148,8 +137,16 @@ def _counted(
         progress(int(batch["mask"].sum()))
 
 
+def owns(run: Run, dataset: forgery_faces.FaceDataset) -> bool:
+    """Whether a run itself was trained on these data, where they lie now."""
+    latest = run.best.lineage.latest
+    return dataset.directory == latest.directory and (
+        bool(dataset.directory) or latest.same_data(dataset)
+    )
+
+
 def score_split(
-    workdir: str | os.PathLike[str],
+    run: Run,
     split: str = "test",
     *,
     data: dict[str, Any] | None = None,
@@ -158,7 +155,7 @@ def score_split(
     """Scores every image of a split exactly once with a run's best checkpoint.
 
     Args:
-      workdir: of a pre-training or fine-tuning run.
+      run: of a pre-training or fine-tuning.
       split: 'train', 'validation', 'test', 'finetune' or 'all'.
       data: fields of `config.data` that replace those of the run, for other data.
       batch_size: images at a time, rounded up to a multiple of the devices.
@@ -169,23 +166,20 @@ def score_split(
     Raises:
       UserError: no checkpoint, no such data, or an empty class.
     """
-    dataset = open_data(workdir, split, data)
-    return score_dataset(workdir, dataset, split, batch_size=batch_size)
+    dataset = open_data(run, split, data)
+    return Network(run, batch_size=batch_size).score(dataset, split)
 
 
 def open_data(
-    workdir: str | os.PathLike[str], split: str, data: dict[str, Any] | None = None
+    run: Run, split: str, data: dict[str, Any] | None = None
 ) -> forgery_faces.FaceDataset:
     """Prepares what `score_split` scores; warns where a run was trained on it."""
-    with Checkpoints(workdir) as checkpoints:
-        meta = checkpoints.load_meta()
-    config = past_runs.data_config(meta["trained_on"], data or {})
+    lineage = run.best.lineage
+    config = lineage.data_config(data or {})
     dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
     if any(
-        split in ("all", run["data"]["train_split"])
-        and _trained_on(dataset, run)
-        and sets.share_images(config.name, run["data"]["name"])
-        for run in meta["trained_on"]
+        split in ("all", data_set.splits[0]) and data_set.overlaps(dataset)
+        for data_set in lineage
     ):
         warnings.warn(
             f"--split={split} of {dataset.directory or dataset.name} holds the images "
@@ -193,24 +187,6 @@ def open_data(
             stacklevel=2,
         )
     return dataset
-
-
-def score_dataset(
-    workdir: str | os.PathLike[str],
-    dataset: forgery_faces.FaceDataset,
-    split: str,
-    *,
-    batch_size: int = 256,
-) -> Scores:
-    """`score_split` of prepared data."""
-    return Network(workdir, batch_size=batch_size).score(dataset, split)
-
-
-def _trained_on(dataset: forgery_faces.FaceDataset, run: dict[str, Any]) -> bool:
-    """Whether these are the data of a run, by what is in them or by their folder."""
-    found = dataset.fingerprint((run["data"]["train_split"], "validation"))
-    same_folder = dataset.directory and dataset.directory == run["directory"]
-    return found == run["dataset"] or bool(same_folder)
 
 
 def environment() -> dict[str, Any]:

@@ -4,8 +4,10 @@ One place decides it, for training and for prediction.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,14 @@ TOO_SMALL = "face too small"
 _SMALLEST_SHARE = 1 / 20
 # nor those below this share of `min_size`, nor below this many pixels.
 _SMALLEST_OF_MIN, _LEAST = 1 / 2, 24
+
+
+# What `experiments.prepare_faces` leaves beside its crops, and what of it makes a crop.
+PREPARATION = "preparation.json"
+RECORDED = (
+    *("detector", "detector_version", "faces"),
+    *("margin", "min_size", "min_confidence"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,3 +91,27 @@ def choose(found: Sequence[Face], rules: FaceRules) -> tuple[list[Face], str, st
         return [], TOO_SMALL, f"{max(sides)} pixels"
     large.sort(key=lambda f: (-f.width * f.height, -f.confidence, f))
     return large[:1] if rules.faces == "largest" else large, "", ""
+
+
+def recorded_rules(directory: str) -> dict[str, Any] | None:
+    """The rules that the face crops of a folder were cut by; None where nobody knows.
+
+    Args:
+      directory: of the images: an output of `experiments.prepare_faces`, or one above
+        several that were prepared alike; '' for the toy.
+    """
+    if not directory:
+        return None
+    paths = [Path(directory) / PREPARATION]
+    if not paths[0].exists():
+        paths = sorted(Path(directory).glob(f"*/{PREPARATION}"))
+    recorded = []
+    for path in paths:
+        try:
+            record = json.loads(path.read_text())
+            recorded.append({name: record[name] for name in RECORDED})
+        # Somebody else's file of that name.
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    alike = recorded and all(rules == recorded[0] for rules in recorded)
+    return recorded[0] if alike else None

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from fdftnet_jax import checks, files
 from fdftnet_jax.data import splits
 from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.faces import videos, workers
+from fdftnet_jax.faces import choice, videos, workers
 from fdftnet_jax.faces.crops import (
     INCOMPLETE,
     RECORD,
@@ -46,7 +46,6 @@ MANIFEST = (
     *("crop_x", "crop_y", "crop_side", "confidence", "crop", "source"),
 )
 REJECTED = ("video", "frame", "reason", "detail")
-PREPARATION = "preparation.json"
 UNREADABLE = "unreadable video"
 # Bytes of a video's crops, where none is known yet.
 _USUAL_BYTES = 4e6
@@ -247,7 +246,7 @@ def _writing(output: Path, needed: float) -> Iterator[None]:
 
 def _check_no_others(output: Path) -> None:
     """Raises UserError where the output holds files that are no prepared crops."""
-    if (output / PREPARATION).exists() or not output.is_dir():
+    if (output / choice.PREPARATION).exists() or not output.is_dir():
         return
     others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
     if others:
@@ -261,7 +260,7 @@ def _keep_or_compare(
     preparation: dict[str, Any], output: Path, *, replace: bool
 ) -> None:
     """Writes how crops are prepared, or raises UserError where it was otherwise."""
-    path = output / PREPARATION
+    path = output / choice.PREPARATION
     text = json.dumps(preparation, indent=2) + "\n"
     if not path.exists():
         with _writing(output, 1e6):

@@ -7,13 +7,12 @@ holds small copies of test images and the paths of the data.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fdftnet_jax.evaluation import calibration as calibrating
 from fdftnet_jax.evaluation import figures, scoring
+from fdftnet_jax.records import Calibration, CheckpointRecord
 from fdftnet_jax.reporting import (
     definitions,
     page,
@@ -23,9 +22,8 @@ from fdftnet_jax.reporting import (
     score_plots,
     wording,
 )
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
-FILE = "report.html"
 _NETWORKS = {
     "classifier": "{backbone}",
     "fdftnet": "FDFtNet on {backbone}",
@@ -36,15 +34,15 @@ _SHARES = (0.5, 0.1, 0.01)
 
 
 def write(
-    workdir: str | os.PathLike[str],
+    run: Run,
     report: Mapping[str, Any],
     scores: scoring.Scores,
-    calibration: calibrating.Calibration | None,
+    calibration: Calibration | None,
 ) -> Path:
     """Writes the page of a scored split.
 
     Args:
-      workdir: of the run.
+      run: that was evaluated.
       report: of `results.report`.
       scores: the split; its images are shown where it has them.
       calibration: of the checkpoint that scored it.
@@ -55,11 +53,9 @@ def write(
     Raises:
       UserError: the disk is full or read-only.
     """
-    directory = Path(workdir)
-    with Checkpoints(workdir) as checkpoints:
-        meta, variables = checkpoints.load_meta(), checkpoints.load_variables()
+    record = run.best
     rows = figures.Rows.of(scores)
-    network = _network(meta)
+    network = _network(record)
     threshold = float(report["threshold"]["logit"])
     temperature = calibration.temperature if calibration else 1.0
     shown = report_images.Shown(scores, rows, calibration, threshold, temperature)
@@ -70,18 +66,18 @@ def write(
         page.Section("After image processing", list(report_plots.robustness(report))),
         page.Section(
             "The most wrong images",
-            report_images.most_wrong(shown, meta["preprocessing"]),
+            report_images.most_wrong(shown, record.preprocessing),
         ),
         page.Section(
             "What the network attends to",
-            report_images.attention(shown, meta, variables),
+            report_images.attention(shown, record, run.variables),
         ),
-        page.Section("Training", list(report_plots.training(directory))),
-        page.Section("The detector", [_detector(meta, network, report, calibration)]),
+        page.Section("Training", list(report_plots.training(run))),
+        page.Section("The detector", [_detector(record, network, report, calibration)]),
         page.Section("Definitions", [page.Definitions(_words(report, calibration))]),
-        page.Section("To make it again", list(_records(directory, report))),
+        page.Section("To make it again", list(_records(run, report))),
     ]
-    new = _is_new(scores, meta)
+    new = _is_new(scores, record)
     opening = list(_opening(report, network, calibration, new=new))
     environment = report["environment"]
     foot = (
@@ -89,18 +85,18 @@ def write(
         "This file loads nothing from elsewhere."
     )
     text = page.render("Report on a forgery detector", opening, sections, foot)
-    return page.write(directory / FILE, text)
+    return page.write(run.report_path, text)
 
 
-def _network(meta: Mapping[str, Any]) -> str:
-    model = meta["model"]
+def _network(record: CheckpointRecord) -> str:
+    model = record.model
     return _NETWORKS[model["kind"]].format(backbone=model["backbone"])
 
 
 def _opening(
     report: Mapping[str, Any],
     network: str,
-    calibration: calibrating.Calibration | None,
+    calibration: Calibration | None,
     *,
     new: bool,
 ) -> Iterator[page.Part]:
@@ -145,14 +141,14 @@ def _opening(
         yield page.Notes("Before you trust these figures", notes)
 
 
-def _is_new(scores: scoring.Scores, meta: Mapping[str, Any]) -> bool:
+def _is_new(scores: scoring.Scores, record: CheckpointRecord) -> bool:
     """Whether the split certainly took no part in any training."""
-    known = {run["directory"] for run in meta["trained_on"]}
+    known = {data_set.directory for data_set in record.lineage}
     return scores.split == "test" or scores.directory not in known
 
 
 def _words(
-    report: Mapping[str, Any], calibration: calibrating.Calibration | None
+    report: Mapping[str, Any], calibration: Calibration | None
 ) -> dict[str, str]:
     """Definitions, with what is known of this report."""
     threshold, bootstrap = report["threshold"], report["bootstrap"]
@@ -162,10 +158,9 @@ def _words(
         f"at least {percent} (log odds z of {threshold['logit']:.4f}). "
     )
     if calibration:
-        number = calibration.num_real + calibration.num_fake
         text += (
-            f"That was set before the test, on {number:,} validation images, by the "
-            f"rule: {calibrating.describe(calibration)}."
+            f"That was set before the test, on {calibration.num_images:,} validation "
+            f"images, by the rule: {calibration.rule_in_words}."
         )
     else:
         text += "Nothing was calibrated; that is where both classes are as likely."
@@ -258,63 +253,63 @@ def _worth(report: Mapping[str, Any]) -> Iterator[page.Part]:
 
 
 def _detector(
-    meta: Mapping[str, Any],
+    record: CheckpointRecord,
     network: str,
     report: Mapping[str, Any],
-    calibration: calibrating.Calibration | None,
+    calibration: Calibration | None,
 ) -> page.Table:
-    model, seen = meta["model"], meta["preprocessing"]
+    model, preprocessing = record.model, record.preprocessing.to_dict()
     rows = [("network", network)]
     if model["kind"] == "fdftnet":
         rows += [
             ("MBblockV3 blocks, N", str(model["num_blocks"])),
             ("Fine-Tune Transformer stages, M", str(model["num_stages"])),
         ]
-    for number, run in enumerate(meta["trained_on"]):
-        where = run["directory"] or f"toy, {run['data']['family']}"
+    for number, data_set in enumerate(record.lineage):
+        where = data_set.directory or f"toy, {data_set.data['family']}"
         title = "before that, on" if number else "trained on"
-        rows.append((title, f"{where}, split '{run['data']['train_split']}'"))
+        rows.append((title, f"{where}, split '{data_set.splits[0]}'"))
     rows += [
-        ("parameters trained last", f"{meta.get('trained_parameters', 0):,}"),
-        ("input", ", ".join(f"{name} {value}" for name, value in seen.items())),
+        ("parameters trained last", f"{record.trained_parameters:,}"),
+        ("input", ", ".join(f"{k} {value}" for k, value in preprocessing.items())),
         ("checkpoint", f"step {report['checkpoint_step']}"),
-        ("sha256 of its arrays", meta["digests"]["variables"]),
+        ("sha256 of its arrays", record.digest),
         ("tested on", report["data_directory"] or report["dataset"]),
     ]
     if calibration:
-        number_seen = calibration.num_real + calibration.num_fake
         rows += [
             ("threshold on logits", f"{calibration.threshold_logit:.6g}"),
-            ("chosen by", calibrating.describe(calibration)),
-            ("on", f"{number_seen:,} validation images"),
+            ("chosen by", calibration.rule_in_words),
+            ("on", f"{calibration.num_images:,} validation images"),
             ("temperature T", f"{calibration.temperature:.6g}"),
             ("share of fakes assumed", f"{calibration.prior:.3g}"),
         ]
     return page.Table("What was tested.", (), rows, text_columns=2)
 
 
-def _records(directory: Path, report: Mapping[str, Any]) -> Iterator[page.Part]:
+def _records(run: Run, report: Mapping[str, Any]) -> Iterator[page.Part]:
     yield page.versions(report["environment"])
-    if table := _evaluations(directory):
+    if table := _evaluations(run):
         yield table
-    try:
-        yield page.Record("Resolved config", (directory / "config.json").read_text())
-    except OSError:
+    if run.config:
+        text = json.dumps(run.config, indent=2, sort_keys=True)
+        yield page.Record("Resolved config", text)
+    else:
         yield page.Text("The workdir holds no config.json.")
     text = json.dumps(report, indent=2)
     yield page.Record("All figures as JSON", text, printed=False)
 
 
-def _evaluations(directory: Path) -> page.Table | None:
-    """The evaluations that the workdir holds, of which the page shows the last."""
-    rows: list[Sequence[str]] = []
-    for path in sorted((directory / "evaluation").glob("*.json")):
-        try:
-            found = json.loads(path.read_text())
-            cells = wording.figure(found["figures"]["auc"])
-            rows.append((path.name, f"{found['num_examples']:,}", *cells))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+def _evaluations(run: Run) -> page.Table | None:
+    """The evaluations of the run, of which the page shows the last."""
+    rows = [
+        (
+            evaluation.file,
+            f"{evaluation.num_real + evaluation.num_fake:,}",
+            *wording.figure(evaluation.auc),
+        )
+        for evaluation in run.evaluations()
+    ]
     heads = ("file", "images", "AUROC", "interval")
     caption = "Evaluations in this workdir; this page is of the one made last."
     return page.Table(caption, heads, rows) if rows else None

@@ -11,8 +11,8 @@ from scipy import special
 
 from fdftnet_jax.data import images, preprocess, splits
 from fdftnet_jax.evaluation import figures, scoring
-from fdftnet_jax.evaluation.calibration import Calibration
 from fdftnet_jax.models import explanation, fdftnet, registry
+from fdftnet_jax.records import Calibration, CheckpointRecord
 from fdftnet_jax.reporting import definitions, page
 
 NUM_WRONG = 40
@@ -79,7 +79,9 @@ class Shown:
         return page.Tile(pictures, title, lines, record["path"])
 
 
-def most_wrong(shown: Shown, preprocessing: Mapping[str, Any]) -> list[page.Part]:
+def most_wrong(
+    shown: Shown, preprocessing: preprocess.Preprocessing
+) -> list[page.Part]:
     """The images that lie furthest on the wrong side of the threshold.
 
     Args:
@@ -92,13 +94,12 @@ def most_wrong(shown: Shown, preprocessing: Mapping[str, Any]) -> list[page.Part
     order = np.argsort(-margins, kind="stable")[:NUM_WRONG].tolist()
     wrong = shown.called != (shown.rows.truth == 1)
     total = int(wrong.sum())
-    seen = preprocess.Preprocessing.from_dict(preprocessing)
-    as_seen = seen.view == "resize" and seen.size <= _SIDE
+    as_seen = preprocessing.view == "resize" and preprocessing.size <= _SIDE
     tiles = []
     for index in order:
         label = splits.CLASSES[shown.rows.truth[index]]
         image = shown.decode(index)
-        source = _source(seen(image) if as_seen else image)
+        source = _source(preprocessing(image) if as_seen else image)
         picture = page.Picture(source, f"{label} image number {index + 1}")
         tiles.append(shown.tile(index, [picture]))
     caption = (
@@ -120,29 +121,29 @@ def most_wrong(shown: Shown, preprocessing: Mapping[str, Any]) -> list[page.Part
 
 
 def attention(
-    shown: Shown, meta: Mapping[str, Any], variables: Mapping[str, Any]
+    shown: Shown, record: CheckpointRecord, variables: Mapping[str, Any]
 ) -> list[page.Part]:
     """What each stage of the Fine-Tune Transformer attends to, in a few images.
 
     Args:
       shown: the split.
-      meta: of the checkpoint.
+      record: of the checkpoint.
       variables: its arrays.
 
     Returns:
       Nothing for a network without such stages, or without the images.
     """
-    model = registry.build(meta["model"])
+    model = registry.build(record.model)
     found = explanation.gammas(variables)
     if (
         not (isinstance(model, fdftnet.FDFtNet) and found)
         or shown.scores.encoded is None
     ):
         return []
-    seen = preprocess.Preprocessing.from_dict(meta["preprocessing"])
+    preprocessing = record.preprocessing
     chosen = _examples(shown)
-    views = np.stack([_view(shown.decode(index), seen) for index in chosen])
-    scaled = preprocess.scale(views, seen.scaling)
+    views = np.stack([_view(shown.decode(index), preprocessing) for index in chosen])
+    scaled = preprocess.scale(views, preprocessing.scaling)
     maps = [
         np.asarray(stage)
         for stage in explanation.attention_maps(model, variables, scaled)
@@ -194,9 +195,9 @@ def _examples(shown: Shown) -> list[int]:
     return chosen
 
 
-def _view(image: np.ndarray, seen: preprocess.Preprocessing) -> np.ndarray:
+def _view(image: np.ndarray, preprocessing: preprocess.Preprocessing) -> np.ndarray:
     """What the network sees, [size, size, 3]; of several windows the middle one."""
-    view = seen(image)
+    view = preprocessing(image)
     return view if view.ndim == 3 else view[len(view) // 2]
 
 

@@ -1,11 +1,10 @@
 """The plots of a report, with what they show in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fdftnet_jax.evaluation import figures, metrics
-from fdftnet_jax.evaluation.calibration import Calibration
+from fdftnet_jax.records import Calibration
 from fdftnet_jax.reporting import (
     definitions,
     page,
@@ -14,7 +13,7 @@ from fdftnet_jax.reporting import (
     score_plots,
     wording,
 )
-from fdftnet_jax.training import run_files
+from fdftnet_jax.run import Run
 
 
 def of_scores(
@@ -123,18 +122,15 @@ def _cells(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return ["{} ({})".format(*wording.figure(found[name])) for name in names]
 
 
-def training(directory: Path) -> Iterator[page.Part]:
-    """Losses and accuracy over the epochs; nothing where the workdir has no history."""
-    try:
-        history = run_files.read_history(directory)
-    except (OSError, ValueError):
-        return
+def training(run: Run) -> Iterator[page.Part]:
+    """Losses and accuracy over the epochs; nothing where the run has no history."""
+    history = run.history()
     if not history:
         return
     losses = [row["validation_loss"] for row in history if "validation_loss" in row]
     lowest = f"; the lowest validation loss is {min(losses):.3f}" if losses else ""
     yield page.Figure(
-        plots.svg(plots.training_figure({directory.name: history})),
+        plots.svg(plots.training_figure({run.directory.name: history})),
         f"Training and validation loss and validation accuracy over {len(history)} "
         f"epochs{lowest}.",
         "The checkpoint of the lowest validation loss is the one that is tested here.",

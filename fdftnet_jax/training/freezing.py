@@ -64,8 +64,8 @@ class Phase:
     mask: Tree
     options: dict[str, Any]
 
-    def number(self, params: Tree) -> int:
-        """Of the parameters that it trains."""
+    def num_parameters(self, params: Tree) -> int:
+        """Number of parameters that it trains."""
         trainable, _ = partition(params, self.mask)
         return sum(leaf.size for leaf in jax.tree.leaves(trainable))
 

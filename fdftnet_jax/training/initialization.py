@@ -13,12 +13,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from fdftnet_jax import checkpoint
 from fdftnet_jax.data import preprocess, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
-from fdftnet_jax.paper_sets import sets
-from fdftnet_jax.training.checkpoint import Checkpoints, check_fits
+from fdftnet_jax.records import CheckpointRecord, Lineage, TrainedOn
+from fdftnet_jax.run import Run
 from fdftnet_jax.weights import pretrained
+
+# Fields of `config.data` that deal the images of a folder to its splits.
+_OF_SPLITS = ("fractions", "group_by")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +32,34 @@ class Start:
     Attributes:
       variant: of the backbone (see `registry.get_backbone`).
       scaling: of the images (see `preprocess.scale`).
-      trained_on: every data set of ours that the backbone has seen, the latest first.
-      weights: the file that the backbone comes from in the end (see
-        `pretrained.WeightsInfo`), None where it was trained from new weights.
+      lineage: every data set of ours that the backbone has seen.
+      weights: the file that the backbone comes from in the end, None where it was
+        trained from new weights.
       backbone: its `params` and `batch_stats`, None for new ones.
       path: where the backbone was read.
     """
 
     variant: str = "keras"
     scaling: str = "minus_one_one"
-    trained_on: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    weights: dict[str, Any] | None = None
+    lineage: Lineage = dataclasses.field(default_factory=Lineage)
+    weights: pretrained.WeightsInfo | None = None
     backbone: dict[str, Any] | None = None
     path: str = ""
 
     @classmethod
-    def of(cls, meta: dict[str, Any], *, own: bool) -> "Start":
-        """By a checkpoint's description, without its arrays.
-
-        Args:
-          meta: the description.
-          own: whether the run goes on itself, or another starts from it.
-        """
+    def of(cls, record: CheckpointRecord) -> "Start":
+        """What another run begins with that starts from this checkpoint."""
         return cls(
-            variant=meta["model"]["variant"],
-            scaling=meta["preprocessing"]["scaling"],
-            trained_on=meta["trained_on"][1 if own else 0 :],
-            weights=meta["weights"],
+            variant=record.model["variant"],
+            scaling=record.preprocessing.scaling,
+            lineage=record.lineage,
+            weights=record.weights,
         )
+
+    @classmethod
+    def resumed(cls, record: CheckpointRecord) -> "Start":
+        """What the run of this checkpoint itself began with, without its arrays."""
+        return dataclasses.replace(cls.of(record), lineage=record.lineage.before)
 
 
 def start(config: ml_collections.ConfigDict) -> Start:
@@ -81,7 +85,7 @@ def start(config: ml_collections.ConfigDict) -> Start:
         found = Start(
             variant=info.variant,
             scaling=info.scaling,
-            weights=dataclasses.asdict(info),
+            weights=info,
             backbone={"params": params, "batch_stats": batch_stats},
             path=config.init_from,
         )
@@ -92,16 +96,15 @@ def start(config: ml_collections.ConfigDict) -> Start:
 
 
 def _run(config: ml_collections.ConfigDict) -> Start:
-    with Checkpoints(config.init_from) as checkpoints:
-        meta, variables = checkpoints.load_meta(), checkpoints.load_variables()
-        latest = checkpoints.load_meta(checkpoints.latest)
-    name = meta["model"]["backbone"]
+    with Run(config.init_from) as run:
+        record, variables, latest = run.best, run.variables, run.latest()
+    name = record.model["backbone"]
     if name != config.model.backbone:
         raise UserError(
             f"{config.init_from} holds the backbone {name!r}, the config asks for "
             f"{config.model.backbone!r}: use the config of the same backbone"
         )
-    trained = preprocess.Preprocessing.from_dict(meta["preprocessing"])
+    trained = record.preprocessing
     wanted = preprocessing(config, config.data.scaling or trained.scaling)
     # The view is a new run's own choice.
     if (trained.size, trained.scaling) != (wanted.size, wanted.scaling):
@@ -109,18 +112,18 @@ def _run(config: ml_collections.ConfigDict) -> Start:
             f"{config.init_from} was trained on {trained.to_dict()}, the config asks "
             f"for {wanted.to_dict()}: use the same size and scaling"
         )
-    if not latest["progress"]["finished"]:
+    if latest is not None and not latest.progress.finished:
         warnings.warn(
             f"{config.init_from} has not finished: taking its best backbone so far",
             stacklevel=3,
         )
-    for run in meta["trained_on"]:
-        _check_same_splits(run, config)
-    if meta["model"]["kind"] in registry.ON_BACKBONE:
+    for data_set in record.lineage:
+        _check_same_splits(data_set, config)
+    if record.model["kind"] in registry.ON_BACKBONE:
         variables = {name: tree.get("backbone", {}) for name, tree in variables.items()}
     backbone = None if config.new_weights else variables
     return dataclasses.replace(
-        Start.of(meta, own=False), backbone=backbone, path=config.init_from
+        Start.of(record), backbone=backbone, path=config.init_from
     )
 
 
@@ -184,7 +187,7 @@ def initialise(
         for collection, layers in expected.items():
             found = start.backbone[collection]
             found = {name: found[name] for name in found if name in layers}
-            check_fits(found, layers, f"the backbone in {start.path}")
+            checkpoint.check_fits(found, layers, f"the backbone in {start.path}")
             tree = variables[collection]
             if described["kind"] in registry.ON_BACKBONE:
                 tree = tree["backbone"]
@@ -192,19 +195,16 @@ def initialise(
     return variables
 
 
-def _check_same_splits(run: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+def _check_same_splits(run: TrainedOn, config: ml_collections.ConfigDict) -> None:
     """Two ways of splitting one folder would mix its splits."""
     if config.data.name == "toy":
         return
-    if run["directory"] != splits.resolve(config.data.dir):
+    if not run.shares_images(splits.resolve(config.data.dir), config.data.name):
         return
-    pretrained_on, data = run["data"], config.data.to_dict()
-    if not sets.share_images(pretrained_on["name"], data["name"]):
-        return
-    if any(pretrained_on[key] != data[key] for key in ("fractions", "group_by")):
+    if any(run.data[key] != config.data.to_dict()[key] for key in _OF_SPLITS):
         raise UserError(
             f"{config.init_from} was trained on the same folder split by "
-            f"fractions={pretrained_on['fractions']}, "
-            f"group_by={pretrained_on['group_by']!r}; another split would test on "
+            f"fractions={run.data['fractions']}, "
+            f"group_by={run.data['group_by']!r}; another split would test on "
             "images that the backbone was trained on: give the same values"
         )

@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
-import json
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,24 +12,23 @@ import numpy as np
 from tqdm import tqdm
 
 from fdftnet_jax import files
-from fdftnet_jax.data import augment, pipeline, preprocess, splits
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.records import Progress
+from fdftnet_jax.run import History, Run
 from fdftnet_jax.training import (
     config_values,
     freezing,
-    initialization,
-    optimizer,
     processes,
     run_data,
-    run_files,
+    setup,
     steps,
 )
-from fdftnet_jax.training.checkpoint import Checkpoints, Progress
-from fdftnet_jax.training.feed import Feed, resident
+from fdftnet_jax.training.epoch import StepWatch
 from fdftnet_jax.training.interruption import Interruption, StopRequestedError
 from fdftnet_jax.training.processes import say
-from fdftnet_jax.training.watch import StepWatch
+
+# Share of the time spent waiting for images from which the user is told of it.
+_NOTABLE_WAIT = 0.03
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -43,9 +40,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     Args:
       config: all fields of `configs/base.py`.
-      workdir: gets `config.json`, `checkpoints/`, `history.jsonl` (a row an epoch) and
-        `tensorboard/`; one run at a time may train in it. All processes of a run (see
-        `processes`) share it.
+      workdir: of the run (see `run`); one training at a time may write to it. All
+        processes of a training (see `processes`) share it.
 
     Raises:
       UserError: the config, the data or the workdir do not fit, the disk is full, or
@@ -54,310 +50,240 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     """
     config_values.check(config)
     steps.check_batch_size(config.batch_size)
-    directory = Path(workdir)
-    with contextlib.ExitStack() as stack:
+    with Run(workdir) as run, contextlib.ExitStack() as stack:
         processes.by_primary(
-            lambda: stack.enter_context(run_files.owned(directory)),
-            "begin in the workdir",
+            lambda: stack.enter_context(run.owned()), "begin in the workdir"
         )
-        _train_and_evaluate(config, directory)
-
-
-def _train_and_evaluate(config: ml_collections.ConfigDict, directory: Path) -> None:
-    # Log.
-    workdir = str(directory)
-    saved = processes.primary_first(
-        lambda: _latest_meta(directory), "read the last checkpoint"
-    )
-    progress = Progress()
-    if saved is not None:
-        run_files.check_config(config, directory)
-        progress = Progress(**saved["progress"])
-        if progress.finished:
-            say(
-                f"{workdir} is finished: {progress.epoch} epochs, best validation loss "
-                f"{progress.best_loss:.4f} in epoch {progress.best_epoch}"
-            )
-            return
-
-    # Model, before the data: a mistake in the config shows before a long preparation.
-    if saved is None:
-        start = initialization.start(config)
-    else:
-        start = initialization.Start.of(saved, own=True)
-    preprocessing = initialization.preprocessing(config, start.scaling)
-    described = {
-        **config.model.to_dict(),
-        "variant": start.variant,
-        "dtype": config.dtype,
-    }
-    model = registry.build(described, axis_name=steps.AXIS)
-    variables = initialization.initialise(
-        model, described, size=config.data.size, seed=config.seed, start=start
-    )
-    if start.weights and saved is None:
-        left_out = ", ".join(start.weights["left_out"]) or "nothing"
-        say(
-            f"backbone of {start.weights['path']}, images scaled as {start.scaling}; "
-            f"left out of the file: {left_out}"
+        saved = processes.primary_first(
+            lambda: run.latest(create=processes.is_primary()),
+            "read the last checkpoint",
         )
-
-    # Data.
-    data = processes.primary_first(
-        lambda: run_data.prepare(config, start.trained_on), "prepare the data"
-    )
-    train_source, validation_source = run_data.sources(data, config, preprocessing)
-    balanced = config.class_balance != "none"
-    train_labels, validation_labels = (
-        run_data.labels(parts) if balanced else np.empty(0, np.int32)
-        for parts in (data.train, data.validation)
-    )
-    validation_batches = functools.partial(
-        pipeline.eval_batches,
-        validation_source,
-        config.batch_size,
-        jax.process_index(),
-        jax.process_count(),
-        config.data.threads,
-    )
-    processes.check_same(
-        {
-            "their configs": json.loads(config.to_json()),
-            "their data": (data.fingerprint, data.replay),
-            "the checkpoint that they go on from": saved,
-        }
-    )
-    steps_per_epoch = max(1, data.number() // config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-
-    # Optimiser.
-    schedule = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
-    phases = freezing.phases(variables["params"], config)
-    rule = optimizer.create(config.optimizer, schedule, phases[-1].mask)
-    tasks = [
-        steps.Task(
-            apply=precision.computing_in(
-                config.dtype, functools.partial(model.apply, **phase.options)
-            ),
-            scale=functools.partial(preprocess.scale, scaling=preprocessing.scaling),
-            augment=_augmentation(config.augment),
-            l2=registry.l2_weights(described),
-            optimizer=rule,
-            mask=phase.mask,
-            seed=config.seed,
-            class_weights=run_data.class_weights(data, config.class_balance),
-        )
-        for phase in phases
-    ]
-
-    # State.
-    state = steps.TrainState(
-        step=np.zeros((), np.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=rule.init(variables["params"]),
-    )
-
-    # Restore.
-    checkpoints = processes.primary_first(
-        lambda: Checkpoints(workdir, create=processes.is_primary()),
-        "open the checkpoints",
-    )
-    meta = {
-        "model": described,
-        "preprocessing": preprocessing.to_dict(),
-        "labels": splits.CLASSES,
-        # Every data set that the weights have seen, this run's own first.
-        "trained_on": [*data.described(config.data), *start.trained_on],
-        "weights": start.weights,
-        "replay": data.replay,
-        "fake_share": data.fake_share(config.class_balance),
-        "trained_parameters": phases[-1].number(variables["params"]),
-    }
-    if saved is not None:
-        began_with = saved["trained_on"][0]["dataset"], saved.get("replay", "")
-        if began_with != (data.fingerprint, data.replay):
-            raise UserError(
-                f"the data of {workdir} has changed since the run began (it was "
-                f"{' and '.join(filter(None, began_with))}, it is "
-                f"{' and '.join(filter(None, (data.fingerprint, data.replay)))}): "
-                "restore it, or start in a new --workdir"
-            )
-        state = checkpoints.load_state(state)
-        say(
-            f"resuming {workdir} after epoch {progress.epoch}"
-            + f" and {progress.steps} steps" * (progress.steps > 0)
-        )
-
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-
-    # Compile.
-    p_steps = [steps.pmap_steps(task) for task in tasks]
-    p_train_steps, (p_eval_step, *_) = zip(*p_steps, strict=True)
-    state = steps.replicate(state)
-
-    # Loop.
-    first_step = progress.epoch * steps_per_epoch + progress.steps
-    views = None
-    if run_data.fits_devices(config, data.number()):
-        train_source, views = resident(train_source, config.data.threads)
-    batches = pipeline.train_batches(
-        run_data.members(train_source, config.class_balance, train_labels),
-        config.batch_size,
-        config.seed,
-        start_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        view=run_data.random_view(config, preprocessing),
-    )
-    feed = Feed(batches, views)
+        if saved is not None:
+            run.check_config(config)
+            if saved.progress.finished:
+                epochs = saved.progress.epoch
+                say(f"{run} is finished: {epochs} epochs, {_best(saved.progress)}")
+                return
+        training = setup.prepare(config, run, saved)
+        progress = _Loop(config, run, training).run()
     say(
-        f"training {phases[0].number(variables['params']):,} parameters on "
-        f"{run_data.describe(data)}, {jax.device_count()} device(s), "
-        f"{steps_per_epoch} steps an epoch, at most {config.epochs} epochs"
-    )
-
-    def save(state: steps.TrainState, validation_loss: float | None) -> None:
-        described = {**meta, "progress": dataclasses.asdict(progress)}
-        processes.by_primary(
-            lambda: checkpoints.save(state, described, validation_loss), "save"
-        )
-
-    with (
-        files.writing(
-            "a checkpoint and the history of the run",
-            directory,
-            num_bytes,
-            "the last checkpoint is whole: free space and give the same command again",
-        ),
-        checkpoints,
-        Interruption(processes.Agreement()) as interruption,
-        run_files.History(
-            directory, progress.epoch, write=processes.is_primary()
-        ) as history,
-        tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="img",
-            unit_scale=config.batch_size,
-            # Shown on a terminal only, and once.
-            disable=None if processes.is_primary() else True,
-        ) as bar,
-    ):
-        # What was wrong with the config has shown by now.
-        if processes.is_primary():
-            run_files.write_config(config, directory)
-        while not progress.finished:
-            began = time.perf_counter()
-            steps_before, feed.waited = progress.steps, 0.0
-            watch = StepWatch(progress.sums, directory, data.paths)
-            phase = freezing.phase_at(phases, progress.epoch)
-            try:
-                while progress.steps < steps_per_epoch:
-                    interruption.check()
-                    left = steps_per_epoch - progress.steps
-                    number = min(config.steps_per_call, left)
-                    indices, batch = feed.take(number)
-                    state, metrics = p_train_steps[phase](state, batch)
-                    step = progress.epoch * steps_per_epoch + progress.steps + 1
-                    progress.steps += number
-                    watch.add(step, indices, metrics)
-                    bar.update(number)
-                progress.sums = watch.sums()
-                seconds = time.perf_counter() - began
-                validation, logits = steps.evaluate(
-                    p_eval_step,
-                    {"params": state.params, "batch_stats": state.batch_stats},
-                    interruption.checked(validation_batches()),
-                    len(validation_source),
-                )
-            except StopRequestedError:
-                progress.sums = watch.sums()
-                if progress.steps > steps_before:
-                    save(steps.unreplicate(state), None)
-                interruption.stop(progress.epoch * steps_per_epoch + progress.steps)
-            if balanced:
-                loss = steps.balanced_loss(logits, validation_labels)
-                validation = {**validation, "loss": loss}
-            train = steps.means(progress.sums)
-            _check_finite(train["loss"], validation["loss"], progress, workdir)
-            _advance(progress, validation["loss"], config)
-            host_state = steps.unreplicate(state)
-            row = {
-                "epoch": progress.epoch,
-                "step": int(host_state.step),
-                "train_loss": train["loss"],
-                "train_accuracy": train["accuracy"],
-                "validation_loss": validation["loss"],
-                "validation_accuracy": validation["accuracy"],
-                "learning_rate": float(schedule(host_state.step - 1)),
-                "images_per_second": (steps_per_epoch - steps_before)
-                * config.batch_size
-                / seconds,
-                "input_wait_share": feed.waited / seconds,
-                **run_files.gammas(host_state.params),
-            }
-            # Before the checkpoint: a resumed run drops a row too many.
-            history.add(row)
-            save(host_state, validation["loss"])
-            bar.set_postfix(
-                loss=f"{train['loss']:.3f}", validation=f"{validation['loss']:.3f}"
-            )
-            seconds_left = (config.epochs - progress.epoch) * (
-                time.perf_counter() - began
-            )
-            best = progress.best_epoch == progress.epoch
-            say(run_files.line(row, config.epochs, seconds_left, best))
-    say(
-        f"finished after {progress.epoch} epochs; best validation loss "
-        f"{progress.best_loss:.4f} in epoch {progress.best_epoch}; next: "
+        f"finished after {progress.epoch} epochs; {_best(progress)}; next: "
         f"python -m experiments.evaluate --workdir={workdir} --split=test"
     )
 
 
-def _latest_meta(directory: Path) -> dict[str, Any] | None:
-    """The description of the latest checkpoint, None where there is none."""
-    if not (directory / "checkpoints").is_dir():
-        return None
-    with Checkpoints(directory, create=processes.is_primary()) as checkpoints:
-        step = checkpoints.latest
-        return None if step is None else checkpoints.load_meta(step)
+class _Loop:
+    """The epochs of a training, one after the other."""
 
-
-def _augmentation(options: ml_collections.ConfigDict):
-    """The augmentation on the devices, None where every part of it is off."""
-    parts = ("zoom", "rotation", "translation", "flip", "cutout_alpha")
-    if not any(options[part] for part in parts):
-        return None
-    on_host = ("jpeg", "blur")
-    on_devices = {k: v for k, v in options.items() if k not in on_host}
-
-    def augment_images(rng, indices, batch):
-        keys = augment.example_keys(rng, indices)
-        return augment.augment_batch(keys, batch, **on_devices)
-
-    return augment_images
-
-
-def _check_finite(
-    train: float, validation: float, progress: Progress, workdir: str
-) -> None:
-    if not np.isfinite([train, validation]).all():
-        raise UserError(
-            f"the loss is no longer finite in epoch {progress.epoch + 1} (training "
-            f"{train}, validation {validation}): the checkpoints in {workdir} end at "
-            f"epoch {progress.epoch}; start in a new --workdir with a lower "
-            "--config.optimizer.learning_rate"
+    def __init__(
+        self, config: ml_collections.ConfigDict, run: Run, training: setup.Training
+    ):
+        self._config = config
+        self._run = run
+        self._training = training
+        self._progress = dataclasses.replace(training.record.progress)
+        processes.primary_first(
+            lambda: run.open_checkpoints(create=processes.is_primary()),
+            "open the checkpoints",
         )
+        p_steps = [steps.pmap_steps(task) for task in training.tasks]
+        self._p_train_steps = [p_train_step for p_train_step, _ in p_steps]
+        self._p_eval_step = p_steps[0][1]
+        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
+        self._state = steps.replicate(training.state)
+        self._feed = setup.feed(training, config, self._step)
+        self._interruption = Interruption(processes.Agreement())
+        # Of validation, where both classes count the same.
+        self._labels: np.ndarray | None = None
+        if config.class_balance != "none":
+            self._labels = run_data.labels(training.data.validation)
+
+    @property
+    def _step(self) -> int:
+        """Steps done, over all epochs."""
+        whole = self._progress.epoch * self._training.steps_per_epoch
+        return whole + self._progress.steps
+
+    def run(self) -> Progress:
+        """Trains to the end; returns where the training stands then."""
+        config, progress = self._config, self._progress
+        primary = processes.is_primary()
+        say(_opening(config, self._training))
+        with (
+            files.writing(
+                "a checkpoint and the history of the run",
+                self._run.directory,
+                self._num_bytes,
+                "the last checkpoint is whole: free space and give the same command "
+                "again",
+            ),
+            self._interruption,
+            History(self._run, progress.epoch, write=primary) as history,
+            tqdm(
+                total=config.epochs * self._training.steps_per_epoch,
+                initial=self._step,
+                unit="img",
+                unit_scale=config.batch_size,
+                # Shown on a terminal only, and once.
+                disable=None if primary else True,
+            ) as bar,
+        ):
+            # What was wrong with the config has shown by now.
+            if primary:
+                self._run.write_config(config)
+            while not progress.finished:
+                began = time.perf_counter()
+                row = self._epoch(bar)
+                # Before the checkpoint: a resumed run drops a row too many.
+                history.add(row)
+                self._save(steps.unreplicate(self._state), row["validation_loss"])
+                bar.set_postfix(
+                    loss=f"{row['train_loss']:.3f}",
+                    validation=f"{row['validation_loss']:.3f}",
+                )
+                seconds = time.perf_counter() - began
+                left = (config.epochs - progress.epoch) * seconds
+                best = progress.best_epoch == progress.epoch
+                say(_line(row, config.epochs, left, best))
+        return progress
+
+    def _epoch(self, bar: tqdm) -> dict[str, Any]:
+        """Trains the rest of an epoch and validates; returns its row of the history.
+
+        A signal saves what was done, and ends the training.
+        """
+        progress, training = self._progress, self._training
+        began, steps_before = time.perf_counter(), progress.steps
+        self._feed.waited = 0.0
+        watch = StepWatch(progress.sums, self._run, training.data.paths)
+        try:
+            self._steps(watch, bar)
+            progress.sums = watch.sums()
+            seconds = time.perf_counter() - began
+            validation = self._validate()
+        except StopRequestedError:
+            progress.sums = watch.sums()
+            if progress.steps > steps_before:
+                self._save(steps.unreplicate(self._state), None)
+            self._interruption.stop(self._step)
+        train = steps.means(progress.sums)
+        self._check_finite(train["loss"], validation["loss"])
+        _advance(progress, validation["loss"], self._config)
+        trained = training.steps_per_epoch - steps_before
+        step = progress.epoch * training.steps_per_epoch
+        return {
+            "epoch": progress.epoch,
+            "step": step,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "validation_loss": validation["loss"],
+            "validation_accuracy": validation["accuracy"],
+            "learning_rate": float(training.schedule(step - 1)),
+            "images_per_second": trained * self._config.batch_size / seconds,
+            "input_wait_share": self._feed.waited / seconds,
+            **_gammas(self._state.params),
+        }
+
+    def _steps(self, watch: StepWatch, bar: tqdm) -> None:
+        """Trains to the end of the epoch."""
+        progress, training = self._progress, self._training
+        phase = freezing.phase_at(training.phases, progress.epoch)
+        while progress.steps < training.steps_per_epoch:
+            self._interruption.check()
+            left = training.steps_per_epoch - progress.steps
+            count = min(self._config.steps_per_call, left)
+            indices, batch = self._feed.take(count)
+            self._state, metrics = self._p_train_steps[phase](self._state, batch)
+            first = self._step + 1
+            progress.steps += count
+            watch.add(first, indices, metrics)
+            bar.update(count)
+
+    def _validate(self) -> dict[str, float]:
+        """Loss (nats) and accuracy on the validation images."""
+        training = self._training
+        batches = setup.validation_batches(training, self._config)
+        metrics, logits = steps.evaluate(
+            self._p_eval_step,
+            {"params": self._state.params, "batch_stats": self._state.batch_stats},
+            self._interruption.checked(batches),
+            len(training.validation),
+        )
+        if self._labels is None:
+            return metrics
+        return {**metrics, "loss": steps.balanced_loss(logits, self._labels)}
+
+    def _save(self, state: steps.TrainState, validation_loss: float | None) -> None:
+        checkpoints = self._run.open_checkpoints()
+        record = dataclasses.replace(self._training.record, progress=self._progress)
+        processes.by_primary(
+            lambda: checkpoints.save(state, record.to_dict(), validation_loss), "save"
+        )
+
+    def _check_finite(self, train: float, validation: float) -> None:
+        epoch = self._progress.epoch
+        if not np.isfinite([train, validation]).all():
+            raise UserError(
+                f"the loss is no longer finite in epoch {epoch + 1} (training "
+                f"{train}, validation {validation}): the checkpoints in {self._run} "
+                f"end at epoch {epoch}; start in a new --workdir with a lower "
+                "--config.optimizer.learning_rate"
+            )
 
 
 def _advance(
     progress: Progress, validation_loss: float, config: ml_collections.ConfigDict
 ) -> None:
+    """Counts an epoch; ends the training after the last, or without progress."""
     progress.epoch += 1
     progress.steps, progress.sums = 0, {}
     if validation_loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
     stale = progress.epoch - progress.best_epoch
     progress.finished = progress.epoch >= config.epochs or stale >= config.patience
+
+
+def _gammas(params: Any) -> dict[str, float]:
+    """The gamma of each stage of the Fine-Tune Transformer; it starts at 0 (Eq. 3)."""
+    branch = params.get("fine_tune_transformer", {})
+    return {
+        f"gamma_{name}": float(steps.unreplicate(layer["gamma"]))
+        for name, layer in branch.items()
+        if "gamma" in layer
+    }
+
+
+def _opening(config: ml_collections.ConfigDict, training: setup.Training) -> str:
+    """What the user is told before the first step."""
+    count = training.phases[0].num_parameters(training.state.params)
+    return (
+        f"training {count:,} parameters on {run_data.describe(training.data)}, "
+        f"{jax.device_count()} device(s), {training.steps_per_epoch} steps an epoch, "
+        f"at most {config.epochs} epochs"
+    )
+
+
+def _line(row: Mapping[str, Any], epochs: int, left: float, best: bool) -> str:
+    """What the user is told of an epoch.
+
+    Args:
+      row: of the history.
+      epochs: of the longest training.
+      left: seconds until its end.
+      best: whether no epoch had a lower validation loss.
+    """
+    waiting = ""
+    if row["input_wait_share"] > _NOTABLE_WAIT:
+        waiting = f"  waiting for images {row['input_wait_share']:.0%} of the time"
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"validation loss {row['validation_loss']:.4f} "
+        f"accuracy {row['validation_accuracy']:.3f}  "
+        f"{row['images_per_second']:.0f} images/s{waiting}  "
+        f"at most {left / 60:.1f} min left{'  best' * best}"
+    )
+
+
+def _best(progress: Progress) -> str:
+    loss, epoch = progress.best_loss, progress.best_epoch
+    return f"best validation loss {loss:.4f} in epoch {epoch}"

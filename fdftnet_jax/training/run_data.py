@@ -15,12 +15,13 @@ from fdftnet_jax.data import (
     corruptions,
     forgery_faces,
     images,
-    past_runs,
     pipeline,
     preprocess,
     splits,
 )
 from fdftnet_jax.errors import UserError, counted
+from fdftnet_jax.faces import choice
+from fdftnet_jax.records import Lineage, TrainedOn
 from fdftnet_jax.training.processes import say
 
 BALANCES = ("none", "weights", "batches")
@@ -56,45 +57,35 @@ class RunData:
     """What a run reads.
 
     Attributes:
-      dataset: the run's own.
-      fingerprint: of all that training sees of it: the test split may come and go.
-      replay: the same of the data of replay, '' for none.
       train: own images first, then those of replay.
       validation: the same.
-      replayed: what a checkpoint tells of the data set of replay, [] where the weights
-        have seen it before, or where there is none.
+      own: what a checkpoint says of the run's own data set.
+      replayed: the same of the data set of replay, None without one.
+      replay_is_new: whether the weights that the run starts from have not seen that.
     """
 
-    dataset: forgery_faces.FaceDataset
-    fingerprint: str
-    replay: str
     train: list[Part]
     validation: list[Part]
-    replayed: list[dict[str, Any]]
+    own: TrainedOn
+    replayed: TrainedOn | None = None
+    replay_is_new: bool = False
 
-    def described(self, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-        """What a checkpoint tells of the run's own data set, and of a new replay's.
+    @property
+    def replay(self) -> str:
+        """The fingerprint of the data of replay, '' for none."""
+        return self.replayed.fingerprint if self.replayed else ""
+
+    def lineage(self, before: Lineage) -> Lineage:
+        """Every data set that the trained weights have seen, the run's own first.
 
         Args:
-          config: the section `data` of the run's config.
+          before: of the weights that the run starts from.
         """
-        own = {
-            "data": config.to_dict(),
-            "dataset": self.fingerprint,
-            "directory": self.dataset.directory,
-        }
-        parts = self.train[: 1 + len(self.replayed)]
-        return [
-            {
-                **told,
-                "counts": list(part.counts),
-                "faces": past_runs.face_rules(told["directory"]),
-            }
-            for told, part in zip([own, *self.replayed], parts, strict=True)
-        ]
+        new = [self.replayed] if self.replayed and self.replay_is_new else []
+        return before.after([self.own, *new])
 
-    def number(self) -> int:
-        """Of the images that are trained on."""
+    def num_images(self) -> int:
+        """The number of images that are trained on."""
         return sum(len(part.indices) for part in self.train)
 
     def fake_share(self, balance: str) -> float:
@@ -115,86 +106,95 @@ class RunData:
         ]
 
 
-def prepare(
-    config: ml_collections.ConfigDict, trained_on: list[dict[str, Any]]
-) -> RunData:
+def prepare(config: ml_collections.ConfigDict, before: Lineage) -> RunData:
     """Prepares the data of a run.
 
     Args:
       config: all fields of `configs/base.py`.
-      trained_on: what the weights that the run starts from have seen, the latest first.
+      before: what the weights that the run starts from have seen.
 
     Raises:
       UserError: the data do not fit, or those of replay are gone.
     """
     split = config.data.train_split
     dataset = forgery_faces.prepare(config.data, needed=(split, "validation"))
-    fingerprint = dataset.fingerprint((split, "validation"))
+    own = _record(config.data, dataset)
     train = [_drawn(dataset, split, config.data.shots, config.seed)]
     validation = [_drawn(dataset, "validation", 0, config.seed)]
-    replay, replayed = "", []
-    others = [run for run in trained_on if not _same(config, dataset, run)]
-    if config.data.replay and not (config.data.replay_dir or others):
+    old = _replay(config, before, dataset, own)
+    if old is None:
+        return RunData(train, validation, _counted(own, train[0]))
+    replayed_set, replayed = old
+    shots = config.data.replay
+    train.append(_drawn(replayed_set, replayed.splits[0], shots, config.seed))
+    validation.append(_drawn(replayed_set, "validation", shots, config.seed))
+    _check_apart(train, config.data.duplicates == "drop")
+    return RunData(
+        train,
+        validation,
+        _counted(own, train[0]),
+        _counted(replayed, train[1]),
+        replayed.fingerprint not in [run.fingerprint for run in before],
+    )
+
+
+def _record(
+    data: ml_collections.ConfigDict, dataset: forgery_faces.FaceDataset
+) -> TrainedOn:
+    splits_read = (data.train_split, "validation")
+    fingerprint = dataset.fingerprint(splits_read)
+    return TrainedOn(data.to_dict(), fingerprint, dataset.directory)
+
+
+def _counted(record: TrainedOn, part: Part) -> TrainedOn:
+    """The record with what is known once the images are drawn."""
+    faces = choice.recorded_rules(record.directory)
+    return dataclasses.replace(record, counts=part.counts, faces=faces)
+
+
+def _replay(
+    config: ml_collections.ConfigDict,
+    before: Lineage,
+    dataset: forgery_faces.FaceDataset,
+    own: TrainedOn,
+) -> tuple[forgery_faces.FaceDataset, TrainedOn] | None:
+    """The data set of replay and its record, None where there is none.
+
+    It is that of `replay_dir`, or the latest other one that the weights have seen.
+
+    Raises:
+      UserError: it cannot be used.
+    """
+    data = config.data
+    if not data.replay:
+        return None
+    others = Lineage(tuple(run for run in before if not run.same_data(dataset)))
+    if not (data.replay_dir or others.data_sets):
         say(
             "no replay: init_from names no other data set that its weights have seen; "
             "--config.data.replay_dir=PATH gives an old forgery's folder"
         )
-    elif config.data.replay:
-        known = trained_on if config.data.replay_dir else others
-        try:
-            old, described = _old(config, known, dataset.directory)
-        except UserError as error:
-            raise UserError(
-                f"no replay of an old forgery: {error}; --config.data.replay=0 trains "
-                "without"
-            ) from error
-        seen = described["data"]["train_split"]
-        train.append(_drawn(old, seen, config.data.replay, config.seed))
-        validation.append(_drawn(old, "validation", config.data.replay, config.seed))
-        _check_apart(train, config.data.duplicates == "drop")
-        replay = described["dataset"]
-        if replay not in [run["dataset"] for run in trained_on]:
-            replayed.append(described)
-    return RunData(dataset, fingerprint, replay, train, validation, replayed)
-
-
-def _same(
-    config: ml_collections.ConfigDict,
-    dataset: forgery_faces.FaceDataset,
-    run: dict[str, Any],
-) -> bool:
-    """Whether an earlier run was trained on this data set, by its images or folder."""
-    seen = (run["data"]["train_split"], "validation")
-    of_run = (run["directory"], run["data"]["name"])
-    same_folder = dataset.directory and of_run == (dataset.directory, config.data.name)
-    return bool(same_folder) or dataset.fingerprint(seen) == run["dataset"]
-
-
-def _old(
-    config: ml_collections.ConfigDict,
-    trained_on: list[dict[str, Any]],
-    directory: str,
-) -> tuple[forgery_faces.FaceDataset, dict[str, Any]]:
-    """The data set of replay, and what a checkpoint tells of it."""
+        return None
     # Where it is prepared is this machine's matter.
-    changes: dict[str, Any] = {"cache_dir": config.data.cache_dir}
-    if config.data.replay_dir:
-        changes["dir"] = config.data.replay_dir
-        own = {"data": config.data.to_dict(), "directory": directory}
-        known = [*trained_on, own]
-        asked = splits.resolve(config.data.replay_dir)
-        if asked not in [run["directory"] for run in known]:
-            changes |= {"fractions": _REPLAY_FRACTIONS, "train_split": "train"}
+    changes: dict[str, Any] = {"cache_dir": data.cache_dir}
+    known = others
+    if data.replay_dir:
         # The weights may have seen the run's own folder, split as it is now.
-        trained_on = known
-    data = past_runs.data_config(trained_on, changes)
-    needed = (data.train_split, "validation")
-    dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)
-    return dataset, {
-        "data": data.to_dict(),
-        "dataset": dataset.fingerprint(needed),
-        "directory": dataset.directory,
-    }
+        known = Lineage((*before, own))
+        changes["dir"] = data.replay_dir
+        asked = splits.resolve(data.replay_dir)
+        if asked not in [run.directory for run in known]:
+            changes |= {"fractions": _REPLAY_FRACTIONS, "train_split": "train"}
+    try:
+        old_data = known.data_config(changes)
+        needed = (old_data.train_split, "validation")
+        old = forgery_faces.prepare(old_data, needed=needed, only_needed=True)
+    except UserError as error:
+        raise UserError(
+            f"no replay of an old forgery: {error}; --config.data.replay=0 trains "
+            "without"
+        ) from error
+    return old, _record(old_data, old)
 
 
 def _check_apart(train: list[Part], drop: bool) -> None:
@@ -332,13 +332,13 @@ def members(
     ]
 
 
-def fits_devices(config: ml_collections.ConfigDict, number: int) -> bool:
+def fits_devices(config: ml_collections.ConfigDict, num_images: int) -> bool:
     """Whether all training views are kept on the devices.
 
     (One of several processes reads its own share only; what is drawn anew in each epoch
     is drawn on the host.)
     """
-    size = number * 3 * config.data.size**2
+    size = num_images * 3 * config.data.size**2
     return (
         jax.process_count() == 1
         and config.data.view == "resize"

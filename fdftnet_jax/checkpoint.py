@@ -12,13 +12,12 @@ digests are checked when a checkpoint is read, so that one that was damaged or c
 part is never used. Of several processes, each of which has the whole state, one writes.
 """
 
-import dataclasses
 import hashlib
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,8 +26,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training.steps import TrainState
 
+# A `steps.TrainState`: step, params, batch_stats and opt_state.
+State = TypeVar("State", bound=Any)
 FORMAT_VERSION = 2
 # Before the step of a checkpoint that is being replaced.
 _ASIDE = "replaced-"
@@ -36,27 +36,6 @@ _ASIDE = "replaced-"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # Times that what a failed save left is removed, a twentieth of a second apart.
 _TRIES = 20
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands, beside its arrays.
-
-    Attributes:
-      epoch: epochs done.
-      best_epoch: the epoch with the lowest validation loss so far; 0 is none.
-      best_loss: that loss, in nats.
-      finished: whether the run ended by itself.
-      steps: done in the epoch after these, where a signal stopped the run.
-      sums: of the metrics over those steps (see `steps.Metrics`).
-    """
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best_loss: float = float("inf")
-    finished: bool = False
-    steps: int = 0
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
@@ -126,14 +105,14 @@ class Checkpoints:
 
     def save(
         self,
-        state: TrainState,
+        state: Any,
         meta: dict[str, Any],
         validation_loss: float | None,
     ) -> None:
         """Writes one checkpoint and removes what is neither latest nor best.
 
         Args:
-          state: on the host, not replicated.
+          state: `steps.TrainState`, on the host, not replicated.
           meta: JSON-serialisable description; format version and digests are added.
           validation_loss: by which the best is chosen; None in the middle of an epoch,
             where a checkpoint serves only to go on.
@@ -202,7 +181,7 @@ class Checkpoints:
         variables = self._load_arrays(self._existing(step), "variables")
         return {"params": variables["params"], "batch_stats": {}} | variables
 
-    def load_state(self, template: TrainState) -> TrainState:
+    def load_state(self, template: State) -> State:
         """The latest state, in the structure of `template`, which it must fit."""
         step = self._existing(self.latest)
         variables = self.load_variables(step)
@@ -218,7 +197,7 @@ class Checkpoints:
             jax.tree.structure(_optimizer(template)),
             [np.asarray(saved[path]) for path in expected],
         )
-        return TrainState(**variables, **optimizer)
+        return template.replace(**variables, **optimizer)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -323,7 +302,7 @@ def _rank(metrics: dict[str, float]) -> Any:
     return metrics["validation_loss"], metrics["step"]
 
 
-def _optimizer(state: TrainState) -> dict[str, Any]:
+def _optimizer(state: Any) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
 
 

@@ -1,0 +1,270 @@
+"""What a training needs before its first step: network, data, optimizer, state."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from fdftnet_jax.data import augment, pipeline, preprocess
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import precision, registry
+from fdftnet_jax.records import CheckpointRecord, Progress
+from fdftnet_jax.run import Run
+from fdftnet_jax.training import (
+    freezing,
+    initialization,
+    optimizer,
+    processes,
+    run_data,
+    steps,
+)
+from fdftnet_jax.training.epoch import Feed, resident
+from fdftnet_jax.training.processes import say
+
+# Of the section `augment`: what is done to a training image on the host.
+_ON_HOST = ("jpeg", "blur")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network, and what it starts with.
+
+    Attributes:
+      described: what `registry.build` made it from.
+      apply: `(variables, images, train=, ...) -> logits`.
+      variables: its initial `params` and `batch_stats`, on the host.
+      preprocessing: between a decoded image and the network.
+      start: where the backbone comes from.
+    """
+
+    described: dict[str, Any]
+    apply: Callable[..., Any]
+    variables: dict[str, Any]
+    preprocessing: preprocess.Preprocessing
+    start: initialization.Start
+
+
+def network(
+    config: ml_collections.ConfigDict, saved: CheckpointRecord | None
+) -> Network:
+    """Builds the network of a config.
+
+    Args:
+      config: all fields of `configs/base.py`.
+      saved: the checkpoint from which the training goes on, None where it begins.
+
+    Raises:
+      UserError: `config.init_from` or the backbone does not fit.
+    """
+    if saved is None:
+        start = initialization.start(config)
+    else:
+        start = initialization.Start.resumed(saved)
+    described = {
+        **config.model.to_dict(),
+        "variant": start.variant,
+        "dtype": config.dtype,
+    }
+    model = registry.build(described, axis_name=steps.AXIS)
+    variables = initialization.initialise(
+        model, described, size=config.data.size, seed=config.seed, start=start
+    )
+    if start.weights and saved is None:
+        left_out = ", ".join(start.weights.left_out) or "nothing"
+        say(
+            f"backbone of {start.weights.path}, images scaled as {start.scaling}; "
+            f"left out of the file: {left_out}"
+        )
+    preprocessing = initialization.preprocessing(config, start.scaling)
+    return Network(described, model.apply, variables, preprocessing, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that the epochs of a training share.
+
+    Attributes:
+      record: what its checkpoints say; the progress is that of its start.
+      data: the images.
+      train: the source of training images, as the network sees them.
+      validation: that of validation images.
+      phases: by the epoch that each begins with.
+      tasks: the statics of the train step of each phase.
+      schedule: the learning rate by step.
+      steps_per_epoch: of the training split.
+      state: before the next step, on the host.
+    """
+
+    record: CheckpointRecord
+    data: run_data.RunData
+    train: pipeline.Source
+    validation: pipeline.Source
+    phases: list[freezing.Phase]
+    tasks: list[steps.Task]
+    schedule: optax.Schedule
+    steps_per_epoch: int
+    state: steps.TrainState
+
+
+def prepare(
+    config: ml_collections.ConfigDict, run: Run, saved: CheckpointRecord | None
+) -> Training:
+    """Sets up the training of a config, or of what a checkpoint goes on from.
+
+    Args:
+      config: all fields of `configs/base.py`.
+      run: of the training.
+      saved: what its latest checkpoint says, None for a new training.
+
+    Raises:
+      UserError: the config, the data or the checkpoint do not fit each other.
+    """
+    # The network first: a mistake in the config shows before a long preparation.
+    net = network(config, saved)
+    data = processes.primary_first(
+        lambda: run_data.prepare(config, net.start.lineage), "prepare the data"
+    )
+    processes.check_same(
+        {
+            "their configs": json.loads(config.to_json()),
+            "their data": (data.own.fingerprint, data.replay),
+            "the checkpoint that they go on from": saved and saved.to_dict(),
+        }
+    )
+    steps_per_epoch = max(1, data.num_images() // config.batch_size)
+    schedule = optimizer.schedule(
+        config.optimizer, config.epochs * steps_per_epoch, steps_per_epoch
+    )
+    phases = freezing.phases(net.variables["params"], config)
+    rule = optimizer.create(config.optimizer, schedule, phases[-1].mask)
+    train, validation = run_data.sources(data, config, net.preprocessing)
+    state = steps.TrainState(
+        step=np.zeros((), np.int32),
+        params=net.variables["params"],
+        batch_stats=net.variables["batch_stats"],
+        opt_state=rule.init(net.variables["params"]),
+    )
+    record = CheckpointRecord(
+        model=net.described,
+        preprocessing=net.preprocessing,
+        lineage=data.lineage(net.start.lineage),
+        weights=net.start.weights,
+        replay=data.replay,
+        fake_share=data.fake_share(config.class_balance),
+        trained_parameters=phases[-1].num_parameters(net.variables["params"]),
+        progress=Progress() if saved is None else saved.progress,
+    )
+    if saved is not None:
+        _check_data(run, saved, data)
+        state = run.open_checkpoints().load_state(state)
+        steps_done = record.progress.steps
+        say(
+            f"resuming {run} after epoch {record.progress.epoch}"
+            + f" and {steps_done} steps" * (steps_done > 0)
+        )
+    tasks = [_task(config, net, data, rule, phase) for phase in phases]
+    return Training(
+        record,
+        data,
+        train,
+        validation,
+        phases,
+        tasks,
+        schedule,
+        steps_per_epoch,
+        state,
+    )
+
+
+def _task(
+    config: ml_collections.ConfigDict,
+    net: Network,
+    data: run_data.RunData,
+    rule: optax.GradientTransformation,
+    phase: freezing.Phase,
+) -> steps.Task:
+    return steps.Task(
+        apply=precision.computing_in(
+            config.dtype, functools.partial(net.apply, **phase.options)
+        ),
+        scale=functools.partial(preprocess.scale, scaling=net.preprocessing.scaling),
+        augment=_augmentation(config.augment),
+        l2=registry.l2_weights(net.described),
+        optimizer=rule,
+        mask=phase.mask,
+        seed=config.seed,
+        class_weights=run_data.class_weights(data, config.class_balance),
+    )
+
+
+def _check_data(run: Run, saved: CheckpointRecord, data: run_data.RunData) -> None:
+    """Raises UserError where the data are not those that the training began with."""
+    began_with = saved.lineage.latest.fingerprint, saved.replay
+    now = data.own.fingerprint, data.replay
+    if began_with != now:
+        raise UserError(
+            f"the data of {run} has changed since the run began (it was "
+            f"{' and '.join(filter(None, began_with))}, it is "
+            f"{' and '.join(filter(None, now))}): "
+            "restore it, or start in a new --workdir"
+        )
+
+
+def _augmentation(options: ml_collections.ConfigDict):
+    """The augmentation on the devices, None where every part of it is off."""
+    parts = ("zoom", "rotation", "translation", "flip", "cutout_alpha")
+    if not any(options[part] for part in parts):
+        return None
+    on_devices = {k: v for k, v in options.items() if k not in _ON_HOST}
+
+    def augment_images(rng, indices, batch):
+        keys = augment.example_keys(rng, indices)
+        return augment.augment_batch(keys, batch, **on_devices)
+
+    return augment_images
+
+
+def feed(training: Training, config: ml_collections.ConfigDict, step: int) -> Feed:
+    """The batches of a training from a step on, on their way to the devices.
+
+    Args:
+      training: whose images they are.
+      config: all fields of `configs/base.py`.
+      step: steps done before, over all epochs.
+    """
+    source, views = training.train, None
+    if run_data.fits_devices(config, training.data.num_images()):
+        source, views = resident(source, config.data.threads)
+    labels = np.empty(0, np.int32)
+    if config.class_balance != "none":
+        labels = run_data.labels(training.data.train)
+    batches = pipeline.train_batches(
+        run_data.members(source, config.class_balance, labels),
+        config.batch_size,
+        config.seed,
+        start_step=step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        view=run_data.random_view(config, training.record.preprocessing),
+    )
+    return Feed(batches, views)
+
+
+def validation_batches(
+    training: Training, config: ml_collections.ConfigDict
+) -> Iterator[pipeline.Example]:
+    """This process's share of the validation images, in batches."""
+    return pipeline.eval_batches(
+        training.validation,
+        config.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+        config.data.threads,
+    )
