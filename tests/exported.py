@@ -4,27 +4,25 @@ import csv
 
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, past_runs
+from fdftnet_jax.data import forgery_faces, images
 from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.evaluation import calibration, results, scoring
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 
 def evaluated(workdir):
     """Evaluates the test split as the command does; path in the split -> row."""
-    scores = scoring.score_split(workdir, "test")
-    calibrated = calibration.for_run(workdir)
+    scores = scoring.score_split(Run(workdir), "test")
+    calibrated = calibration.for_run(Run(workdir))
     report = results.report(scores, calibrated, resamples=10)
-    _, table, *_ = results.write(report, scores, calibrated, workdir)
+    _, table, *_ = results.write(report, scores, calibrated, Run(workdir))
     with table.open(newline="") as rows:
         return {row["path"]: row for row in csv.DictReader(rows)}
 
 
 def pictures(workdir):
     """The test split: path in it -> [h, w, 3] uint8."""
-    with Checkpoints(workdir) as checkpoints:
-        meta = checkpoints.load_meta()
-    data = forgery_faces.prepare(past_runs.data_config(meta["trained_on"], {}))
+    data = forgery_faces.prepare(Run(workdir).best.lineage.data_config({}))
     return {
         record["path"]: images.decode_png(record["image"])
         for record in data.source("test")

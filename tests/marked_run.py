@@ -6,9 +6,9 @@ import jax
 import small_runs
 
 from experiments import launch
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.training import loop, steps
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 
 def say(phase):

@@ -10,12 +10,12 @@ import sys
 import small_runs
 
 from experiments import launch
-from fdftnet_jax.training import feed
+from fdftnet_jax.training import epoch
 
 
 def main():
     stopped_in = int(sys.argv.pop(1))
-    take, calls = feed.Feed.take, []
+    take, calls = epoch.Feed.take, []
 
     def told(self, number):
         indices, batch = take(self, number)
@@ -25,7 +25,7 @@ def main():
             signal.raise_signal(signal.SIGTERM)
         return indices, batch
 
-    feed.Feed.take = told
+    epoch.Feed.take = told
     launch.run_training(f"configs/pretrain.py:{small_runs.BACKBONE},toy")
 
 

@@ -15,11 +15,11 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 from configs import finetune, pretrain
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import augment, preprocess
 from fdftnet_jax.models import layers, registry
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import freezing, loop, optimizer, steps
-from fdftnet_jax.training.checkpoint import Checkpoints
-from fdftnet_jax.training.run_files import read_history
 
 BACKBONE = "small"
 SIZE = 32
@@ -166,7 +166,7 @@ def arrays(workdir):
 
 def history(workdir):
     """The rows without what depends on the machine."""
-    rows = read_history(workdir)
+    rows = Run(workdir).history()
     measured = ("images_per_second", "input_wait_share")
     return [{k: v for k, v in r.items() if k not in measured} for r in rows]
 

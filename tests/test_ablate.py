@@ -12,7 +12,7 @@ from test_table5 import start
 from configs.ablation import base as config_file
 from configs.ablation import table6
 from experiments import ablate, grid
-from fdftnet_jax.training.run_files import read_history
+from fdftnet_jax.run import Run
 
 
 def small_config(cache_dir):
@@ -47,7 +47,7 @@ def test_each_level_is_trained_from_the_backbone_of_its_seed(finished):
             config = json.loads((run / "config.json").read_text())
             assert config["model"]["num_stages"] == stages
             assert config["init_from"] == str(folder / "base")
-            [row] = read_history(run)
+            [row] = Run(run).history()
             assert sum(name.startswith("gamma") for name in row) == stages
 
 

@@ -9,6 +9,7 @@ import small_runs
 
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
 
 # Smaller images leave ShallowNetV3 and SqueezeNet without pixels.
@@ -50,6 +51,6 @@ def test_pretrain_finetune_evaluate(backbone, tmp_path, cache_dir):
     small_runs.run(small_runs.config(cache_dir, **changes), base)
     small_runs.run(small_runs.config(cache_dir, base, **changes), fdft)
     for workdir in (base, fdft):
-        scores = scoring.score_split(workdir)
+        scores = scoring.score_split(Run(workdir))
         assert scores.logits.shape == (18, 2)
         assert np.isfinite(scores.logits).all()

@@ -8,10 +8,11 @@ import pytest
 import small_runs
 from PIL import Image
 
-from fdftnet_jax.data import forgery_faces, past_runs, splits
+from fdftnet_jax.checkpoint import Checkpoints
+from fdftnet_jax.data import forgery_faces, splits
 from fdftnet_jax.evaluation import calibration, scoring
 from fdftnet_jax.evaluation.calibration import Options
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 
 @pytest.fixture
@@ -25,20 +26,20 @@ def run(finetuned, tmp_path):
 def scored(monkeypatch):
     """The splits that are scored."""
     found = []
-    score = scoring.score_dataset
+    score = scoring.Network.score
 
-    def told(workdir, dataset, split, **options):
+    def told(network, dataset, split):
         found.append(split)
-        return score(workdir, dataset, split, **options)
+        return score(network, dataset, split)
 
-    monkeypatch.setattr(scoring, "score_dataset", told)
+    monkeypatch.setattr(scoring.Network, "score", told)
     return found
 
 
 def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
-    made = calibration.for_run(run)
+    made = calibration.for_run(Run(run))
     assert scored == ["validation"]
-    scores = scoring.score_split(run, "validation")
+    scores = scoring.score_split(Run(run), "validation")
     # Twelve shots of each class.
     expected = calibration.fit(
         scores.labels, scores.logits, Options(), training_prior=0.5
@@ -51,7 +52,7 @@ def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
         meta = checkpoints.load_meta()
         assert made.checkpoint_step == checkpoints.best
     assert made.checkpoint_digest == meta["digests"]["variables"]
-    data = forgery_faces.prepare(past_runs.data_config(meta["trained_on"], {}))
+    data = forgery_faces.prepare(Run(run).best.lineage.data_config({}))
     assert made.fingerprint == data.fingerprint(("validation",))
     stored = json.loads((run / "calibration.json").read_text())
     assert stored == made.to_dict()
@@ -59,15 +60,15 @@ def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
 
 
 def test_it_is_made_once(run, scored):
-    made = calibration.for_run(run)
-    assert calibration.for_run(run) == made
-    assert calibration.for_run(run, Options()) == made
+    made = calibration.for_run(Run(run))
+    assert calibration.for_run(Run(run)) == made
+    assert calibration.for_run(Run(run), Options()) == made
     assert scored == ["validation"]
     # Whatever it was made with, it is taken where nothing is asked for.
-    other = calibration.for_run(run, Options(rule="fpr", fpr=0.2, prior=0))
+    other = calibration.for_run(Run(run), Options(rule="fpr", fpr=0.2, prior=0))
     assert (other.rule, other.fpr, other.prior) == ("fpr", 0.2, 0.5)
-    assert calibration.for_run(run) == other
-    assert calibration.for_run(run, Options("fpr", 0.2, 0)) == other
+    assert calibration.for_run(Run(run)) == other
+    assert calibration.for_run(Run(run), Options("fpr", 0.2, 0)) == other
     assert len(scored) == 2
 
 
@@ -75,24 +76,24 @@ def test_a_run_of_an_earlier_version_has_the_defaults(run):
     config = json.loads((run / "config.json").read_text())
     config["calibration"] = {"rule": "fpr", "fpr": 0.3, "prior": 0.1}
     (run / "config.json").write_text(json.dumps(config))
-    made = calibration.for_run(run)
+    made = calibration.for_run(Run(run))
     assert (made.rule, made.fpr, made.prior) == ("fpr", 0.3, 0.1)
     (run / "calibration.json").unlink()
     del config["calibration"]
     (run / "config.json").write_text(json.dumps(config))
-    assert calibration.for_run(run).rule == "eer"
+    assert calibration.for_run(Run(run)).rule == "eer"
     (run / "calibration.json").unlink()
     (run / "config.json").unlink()
-    assert calibration.for_run(run).rule == "eer"
+    assert calibration.for_run(Run(run)).rule == "eer"
 
 
 @pytest.mark.parametrize("change", ["checkpoint_step", "checkpoint_digest", "text"])
 def test_that_of_another_checkpoint_is_made_anew(change, run, scored):
-    made = calibration.for_run(run)
+    made = calibration.for_run(Run(run))
     path = run / "calibration.json"
     found = made.to_dict() | {"temperature": 7.0, change: 0}
     path.write_text("{" if change == "text" else json.dumps(found))
-    assert calibration.for_run(run) == made
+    assert calibration.for_run(Run(run)) == made
     assert json.loads(path.read_text()) == made.to_dict()
     assert len(scored) == 2
 
@@ -126,12 +127,12 @@ def photo_run(tmp_path, cache, **changes):
 
 
 def test_no_test_image_is_needed_or_matters(photos, tmp_path):
-    first = calibration.for_run(photo_run(tmp_path, "one"))
+    first = calibration.for_run(Run(photo_run(tmp_path, "one")))
     for path in photos["test"]:
         path.unlink()
     with pytest.warns(UserWarning, match="split 'test' .* cannot be used"):
         workdir = photo_run(tmp_path, "two")
-    assert calibration.for_run(workdir) == first
+    assert calibration.for_run(Run(workdir)) == first
     counts = [
         sum(label in p.parts for p in photos["train"]) for label in ("real", "fake")
     ]
@@ -148,7 +149,7 @@ def test_shots_are_the_images_of_the_training(photos, tmp_path):
     fakes = sum("fake" in path.parts for path in photos["train"])
     shots = fakes + 3
     workdir = photo_run(tmp_path, "one", **{"data.shots": shots})
-    found = calibration.for_run(workdir).training_prior
+    found = calibration.for_run(Run(workdir)).training_prior
     assert found == fakes / (fakes + shots)
 
 
@@ -160,13 +161,13 @@ def test_without_the_data_there_is_a_warning(gone, photos, tmp_path):
     else:
         photos[gone][0].unlink()
     with pytest.warns(UserWarning, match="is not calibrated, its validation data") as w:
-        assert calibration.for_run(workdir) is None
+        assert calibration.for_run(Run(workdir)) is None
     assert len(w) == 1
     assert not (workdir / "calibration.json").exists()
 
 
 def test_once_made_it_needs_no_data(photos, tmp_path):
     workdir = photo_run(tmp_path, "one")
-    made = calibration.for_run(workdir)
+    made = calibration.for_run(Run(workdir))
     shutil.rmtree(tmp_path / "photos")
-    assert calibration.for_run(workdir) == made
+    assert calibration.for_run(Run(workdir)) == made

@@ -8,6 +8,7 @@ from scipy import optimize, special, stats
 from sklearn.metrics import log_loss
 
 from configs import base
+from fdftnet_jax import records
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, decisions
 from fdftnet_jax.evaluation.calibration import Options
@@ -268,7 +269,7 @@ def test_a_file_gives_back_every_bit():
     truth, ranking = simulated(100)
     made = fit(truth, ranking, rule="fpr")
     text = json.dumps(made.to_dict(), allow_nan=False)
-    assert calibration.Calibration.from_dict(json.loads(text)) == made
+    assert records.Calibration.from_dict(json.loads(text)) == made
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 0}, {"more": 1}, {"fpr": None}])
@@ -277,4 +278,4 @@ def test_another_version_is_not_read(change):
     found = fit(truth, ranking).to_dict() | change
     if change == {"fpr": None}:
         del found["fpr"]
-    assert calibration.Calibration.from_dict(found) is None
+    assert records.Calibration.from_dict(found) is None

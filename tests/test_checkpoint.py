@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import small_runs
 
+from fdftnet_jax import checkpoint
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training import checkpoint, optimizer, steps
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.training import optimizer, steps
 
 # TensorStore's late answers to a read that has failed already.
 pytestmark = pytest.mark.filterwarnings(

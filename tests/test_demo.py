@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fdftnet_jax.training.run_files import read_history
+from fdftnet_jax.run import Run
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -97,7 +97,7 @@ def test_figures_and_runs(finished):
             assert min(image.size) > 200
     for seed in (0, 1):
         for run in ("base", "fdftnet"):
-            assert len(read_history(workdir / f"seed{seed}" / run)) == 2
+            assert len(Run(workdir / f"seed{seed}" / run).history()) == 2
 
 
 def test_again_it_trains_nothing(finished):

@@ -17,12 +17,14 @@ import small_runs
 from PIL import Image
 
 import fdftnet_jax
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images
 from fdftnet_jax.detector import detector, export, file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration
+from fdftnet_jax.faces import choice
 from fdftnet_jax.models import own_backbone, registry
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -34,7 +36,7 @@ def resized(tmp_path_factory, finetuned):
     workdir = shutil.copytree(finetuned, folder / "adapted")
     rows = exported.evaluated(workdir)
     path = folder / "resized.safetensors"
-    export.write(workdir, path)
+    export.write(Run(workdir), path)
     return workdir, rows, path
 
 
@@ -48,7 +50,7 @@ def cropped(tmp_path_factory, cache_dir):
     )
     rows = exported.evaluated(workdir)
     path = folder / "cropped.safetensors"
-    export.write(workdir, path)
+    export.write(Run(workdir), path)
     return workdir, rows, path
 
 
@@ -177,15 +179,15 @@ def test_the_network_for_explanations(resized, loaded):
 
 def test_the_same_run_gives_the_same_bytes_and_names_no_folder(resized, tmp_path):
     workdir, _, path = resized
-    export.write(workdir, tmp_path / "again.safetensors")
+    export.write(Run(workdir), tmp_path / "again.safetensors")
     data = path.read_bytes()
     assert (tmp_path / "again.safetensors").read_bytes() == data
     for part in (workdir.parent, REPOSITORY, Path.home()):
         assert os.fsencode(part) not in data
-    with pytest.raises(UserError, match="is there already; give another path"):
-        export.write(workdir, path)
+    with pytest.raises(UserError, match="exists; give another path"):
+        export.write(Run(workdir), path)
     with pytest.raises(UserError, match=r"expected a folder .*missing"):
-        export.write(workdir, tmp_path / "missing" / "a.safetensors")
+        export.write(Run(workdir), tmp_path / "missing" / "a.safetensors")
 
 
 def test_no_pickle_takes_part(resized, monkeypatch):
@@ -202,7 +204,7 @@ def test_the_card(resized, loaded):
     workdir, _, path = resized
     with Checkpoints(workdir) as checkpoints:
         meta, step = checkpoints.load_meta(), checkpoints.best
-    calibrated = calibration.for_run(workdir)
+    calibrated = calibration.for_run(Run(workdir))
     card = loaded.card
     assert (card["name"], card["toy"]) == ("adapted", False)
     assert card["labels"] == ["real", "fake"]
@@ -254,22 +256,12 @@ RULES = {
     ("places", "known"),
     [((".",), True), (("real", "fake"), True), (("real", "other"), False), ((), False)],
 )
-def test_the_rules_that_faces_were_cut_by(resized, tmp_path, places, known):
-    """Of a checkpoint of an earlier version, by the folder."""
+def test_the_rules_that_faces_were_cut_by(tmp_path, places, known):
     for place in places:
         (tmp_path / place).mkdir(exist_ok=True)
         record = RULES | {"every": 10, "margin": 0.5 if place == "other" else 0.2}
         (tmp_path / place / "preparation.json").write_text(json.dumps(record))
-    with Checkpoints(resized[0]) as checkpoints:
-        meta = checkpoints.load_meta()
-    run = {**meta["trained_on"][0], "directory": str(tmp_path)}
-    del run["faces"], run["counts"]
-    card = export.card(resized[0], {**meta, "trained_on": [run]}, 1, None)
-    assert card["faces"] == (RULES if known else None)
-    assert card["trained_on"][0]["real"] is None
-    assert card["trained_on"][0]["folder"] == tmp_path.name
-    assert card["threshold"]["rule"] == "score 0.5, not calibrated"
-    assert card["evaluations"] == [] and card["calibration"] is None
+    assert choice.recorded_rules(str(tmp_path)) == (RULES if known else None)
 
 
 def test_a_training_keeps_the_rules_that_its_faces_were_cut_by(tmp_path, cache_dir):
@@ -280,7 +272,10 @@ def test_a_training_keeps_the_rules_that_its_faces_were_cut_by(tmp_path, cache_d
     shutil.rmtree(folder)
     with pytest.warns(UserWarning, match="is not calibrated"):
         found = export.write(
-            workdir, tmp_path / "a.safetensors", name="ours", licence="Research only."
+            Run(workdir),
+            tmp_path / "a.safetensors",
+            name="ours",
+            licence="Research only.",
         )
     assert found.card["faces"] == RULES
     (told,) = found.card["trained_on"]

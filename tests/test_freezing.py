@@ -34,9 +34,11 @@ def test_a_run_has_one_phase_or_releases_its_backbone():
     params = tree("backbone", "classifier")
     (frozen,) = freezing.phases(params, run_config("head"))
     assert frozen.mask == freezing.trainable_mask(params, "head")
-    assert frozen.options == {} and frozen.number(params) == 9
+    assert frozen.options == {} and frozen.num_parameters(params) == 9
     (whole,) = freezing.phases(params, run_config("all"))
-    assert whole.options == {"train_backbone": True} and whole.number(params) == 18
+    assert (
+        whole.options == {"train_backbone": True} and whole.num_parameters(params) == 18
+    )
     (of_classifier,) = freezing.phases(tree("conv1", "top"), run_config("all"))
     assert of_classifier.options == {}
     first, second = released = freezing.phases(params, run_config("head", 3))

@@ -10,8 +10,8 @@ import pytest
 import small_runs
 
 from fdftnet_jax import files
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 
@@ -45,7 +45,7 @@ def test_a_disk_that_fills_up_while_a_run_saves(free, tmp_path, cache_dir):
         "import sys, small_runs\n"
         "from experiments import launch\n"
         "from fdftnet_jax.training import loop\n"
-        "from fdftnet_jax.training.checkpoint import Checkpoints\n"
+        "from fdftnet_jax.checkpoint import Checkpoints\n"
         "save, saved = Checkpoints.save, []\n"
         "def fill(self, *arguments):\n"
         "    saved.append(1)\n"

@@ -3,9 +3,9 @@
 Most tests here stand in for training and scoring, and count the calls.
 """
 
-import contextlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ import small_runs
 from experiments import grid
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.evaluation import calibration, scoring
-from fdftnet_jax.training import checkpoint, loop, run_files
+from fdftnet_jax.run import Run
+from fdftnet_jax.training import loop
 
 
 class Made:
@@ -38,19 +39,12 @@ class Made:
         self.trained.append(name)
         directory = self.workdir / name
         (directory / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
-        run_files.write_config(config, directory)
+        Run(directory).write_config(config)
         if name in self.failing:
             raise self.failing[name]
 
-    @contextlib.contextmanager
-    def checkpoints(self, directory):
-        yield self
-
-    def load_meta(self):
-        return {"trained_parameters": 7}
-
-    def score(self, directory, split, data):
-        name = self.name(directory)
+    def score(self, run, split, data):
+        name = self.name(run.directory)
         assert split == "test"
         self.scored.append((name, data))
         if "scoring" in self.failing:
@@ -68,7 +62,8 @@ class Made:
 def made(monkeypatch, tmp_path):
     found = Made(tmp_path)
     monkeypatch.setattr(loop, "train_and_evaluate", found.train)
-    monkeypatch.setattr(checkpoint, "Checkpoints", found.checkpoints)
+    best = SimpleNamespace(trained_parameters=7)
+    monkeypatch.setattr(Run, "best", best)
     monkeypatch.setattr(calibration, "for_run", lambda *_: None)
     monkeypatch.setattr(scoring, "score_split", found.score)
     monkeypatch.setattr(calibration, "for_run", lambda *_: None)

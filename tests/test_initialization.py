@@ -7,11 +7,12 @@ import safetensors.numpy
 import small_runs
 import weight_files
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import forgery_faces, images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 SIZE = 40
 LAYERS = weight_files.convolutions(weight_files.SQUEEZENET)
@@ -82,7 +83,7 @@ def test_evaluation_scales_as_the_weights_expect(finetuned, cache_dir):
     model = registry.build(meta["model"])
     scaled = np.float32((views / 255 - MEAN) / STD)
     logits = jax.jit(lambda x: model.apply(variables, x, train=False))(scaled)
-    found = scoring.score_split(finetuned).logits
+    found = scoring.score_split(Run(finetuned)).logits
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
     others = jax.jit(lambda x: model.apply(variables, x, train=False))(
         np.float32(views / 127.5 - 1)

@@ -10,9 +10,9 @@ import pytest
 import small_runs
 
 from fdftnet_jax import files
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.training import loop, steps
-from fdftnet_jax.training.checkpoint import Checkpoints
 from fdftnet_jax.training.interruption import Interruption, StopRequestedError
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import small_runs
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
-from fdftnet_jax.training.checkpoint import Checkpoints
-from fdftnet_jax.training.run_files import read_history
 
 
 def contents(workdir):
@@ -23,7 +23,7 @@ def contents(workdir):
 def test_what_a_run_writes(pretrained, cache_dir):
     written = json.loads((pretrained / "config.json").read_text())
     assert written == json.loads(small_runs.config(cache_dir).to_json())
-    rows = read_history(pretrained)
+    rows = Run(pretrained).history()
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
     for row in rows:
         assert all(np.isfinite(value) for value in row.values())
@@ -64,7 +64,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
         small_runs.stop(patch, 2, before_saving)
         small_runs.run(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
-        steps_per_epoch = read_history(undisturbed)[0]["step"]
+        steps_per_epoch = Run(undisturbed).history()[0]["step"]
         assert checkpoints.latest == steps_per_epoch * (1 if before_saving else 2)
     # The last line may have been cut off, too.
     with (tmp_path / "history.jsonl").open("a") as file:

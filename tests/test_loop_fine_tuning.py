@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import small_runs
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 
 def test_fine_tuning_starts_from_the_best_backbone_and_keeps_it(
@@ -97,7 +98,7 @@ def test_a_run_without_fine_tune_transformer(pretrained, cache_dir, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         parts = checkpoints.load_variables()["params"]
     assert set(parts) == {"backbone", "mobilenet_head", "classifier"}
-    scores = scoring.score_split(tmp_path)
+    scores = scoring.score_split(Run(tmp_path))
     assert np.isfinite(scores.logits).all() and len(scores.logits) == 18
 
 

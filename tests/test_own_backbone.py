@@ -11,10 +11,11 @@ import small_runs
 
 from configs import pretrain
 from fdftnet_jax import models
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 PATH = "own_cnn:OwnCNN"
 
@@ -38,7 +39,7 @@ def test_pretrain_finetune_evaluate(tmp_path, cache_dir):
     small_runs.run(small_runs.config(cache_dir, **changes), base)
     small_runs.run(small_runs.config(cache_dir, base, **changes), fdft)
     for workdir in (base, fdft):
-        scores = scoring.score_split(workdir)
+        scores = scoring.score_split(Run(workdir))
         assert scores.logits.shape == (18, 2)
         assert np.isfinite(scores.logits).all()
     with Checkpoints(base) as of_base, Checkpoints(fdft) as of_fdft:

@@ -3,14 +3,14 @@
 import pytest
 
 from configs import base, pretrain
-from fdftnet_jax.data import past_runs
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.records import Lineage, TrainedOn
 from fdftnet_jax.training import initialization
 
 
 def trained(name, directory, **fields):
     data = base.get_config().data.to_dict() | {"name": name, "dir": directory, **fields}
-    return {"data": data, "directory": directory}
+    return TrainedOn(data, "", directory)
 
 
 def test_what_is_scored_in_a_folder_of_several_sets(tmp_path):
@@ -20,14 +20,14 @@ def test_what_is_scored_in_a_folder_of_several_sets(tmp_path):
     other = trained("folder", str(tmp_path / "other"), group_by="folder")
 
     def scored(**data):
-        found = past_runs.data_config([tuned, before, other], data)
+        found = Lineage((tuned, before, other)).data_config(data)
         return found.name, found.dir, found.fractions.get("train"), found.group_by
 
     assert scored() == scored(dir=root) == ("face2face", root, 0.5, "file")
     assert scored(name="deepfakes") == ("deepfakes", root, 0.5, "file")
     assert scored(name="dfd") == scored(name="dfd", dir=root)
     assert scored(name="dfd") == ("dfd", root, 0.25, "file")
-    assert scored(dir=other["directory"])[0::3] == ("folder", "folder")
+    assert scored(dir=other.directory)[0::3] == ("folder", "folder")
     new = str(tmp_path / "new")
     assert scored(dir=new) == ("folder", new, 0.5, "file")
     assert scored(dir=new, name="pggan") == ("pggan", new, 0.5, "file")
@@ -45,5 +45,5 @@ def test_sets_with_common_images_are_split_alike(tmp_path, name, error):
         return
     with pytest.raises(UserError, match="trained on the same folder split by"):
         initialization._check_same_splits(run, config)
-    run["data"]["fractions"] = config.data.fractions.to_dict()
+    run.data["fractions"] = config.data.fractions.to_dict()
     initialization._check_same_splits(run, config)

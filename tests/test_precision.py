@@ -8,10 +8,11 @@ import optax
 import pytest
 import small_runs
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import precision, registry
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 
 def _dtypes(tree):
@@ -97,11 +98,11 @@ def test_a_run_in_bfloat16_keeps_float32_and_is_scored_as_it_was_validated(
         "computing_in",
         lambda dtype, apply: asked.append(dtype) or computing_in(dtype, apply),
     )
-    scores = scoring.score_split(workdir, "validation")
+    scores = scoring.score_split(Run(workdir), "validation")
     assert asked == ["bfloat16"]
     losses = optax.softmax_cross_entropy_with_integer_labels(
         scores.logits, scores.labels
     )
     # Two programs of other batches may round at other places.
-    validated = small_runs.read_history(workdir)[-1]["validation_loss"]
+    validated = small_runs.Run(workdir).history()[-1]["validation_loss"]
     assert np.mean(losses) == pytest.approx(validated, abs=1e-3)

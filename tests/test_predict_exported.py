@@ -10,6 +10,7 @@ from PIL import Image
 from stand_in import predict, rows
 
 from fdftnet_jax.detector import export
+from fdftnet_jax.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def run(tmp_path_factory, finetuned):
     """A folder with the exported file, the test split as pictures, and its rows."""
     folder = tmp_path_factory.mktemp("predicted")
     workdir = shutil.copytree(finetuned, folder / "run")
-    export.write(workdir, folder / "detector")
+    export.write(Run(workdir), folder / "detector")
     for path, pixels in exported.pictures(workdir).items():
         place = (folder / "in" / path).with_suffix(".png")
         place.parent.mkdir(parents=True, exist_ok=True)

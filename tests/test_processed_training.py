@@ -1,14 +1,13 @@
 """JPEG compression and blur as augmentation: drawn anew, and the same when resumed."""
 
-import json
-
 import numpy as np
 import pytest
 import small_runs
 
 from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training import config_values, run_data, run_files
+from fdftnet_jax.records import Lineage
+from fdftnet_jax.training import config_values, run_data
 
 VIEWS = {
     "resize": preprocess.Preprocessing(size=small_runs.SIZE),
@@ -19,7 +18,7 @@ VIEWS = {
 def made(cache_dir, view="resize", **changes):
     """A run's data, the sources of its pictures and the draw of its views."""
     config = small_runs.config(cache_dir, **{"data.view": view, **changes})
-    data = run_data.prepare(config, [])
+    data = run_data.prepare(config, Lineage())
     sources = run_data.sources(data, config, VIEWS[view])
     return data, sources, run_data.random_view(config, VIEWS[view])
 
@@ -126,14 +125,3 @@ def test_a_probability_is_none(cache_dir, name):
         config = small_runs.config(cache_dir, **{f"augment.{name}": value})
         with pytest.raises(UserError, match=rf"augment.{name} is .*number, 0 to 1"):
             config_values.check(config)
-
-
-def test_a_run_of_an_earlier_version_goes_on(cache_dir, tmp_path):
-    config = small_runs.config(cache_dir)
-    old = json.loads(config.to_json())
-    del old["augment"]["jpeg"], old["augment"]["blur"]
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    run_files.check_config(config, tmp_path)
-    changed = small_runs.config(cache_dir, **{"augment.blur": 0.2})
-    with pytest.raises(UserError, match=r"augment.blur: 0.0 -> 0.2"):
-        run_files.check_config(changed, tmp_path)

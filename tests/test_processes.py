@@ -14,9 +14,9 @@ import pytest
 import small_runs
 
 from fdftnet_jax import files
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.training import processes
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

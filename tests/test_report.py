@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 from scipy import special
 
-from fdftnet_jax.data import images
+from fdftnet_jax import records
+from fdftnet_jax.checkpoint import Checkpoints
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, figures, results, scoring
 from fdftnet_jax.models import explanation
 from fdftnet_jax.reporting import definitions, page, report, report_images, wording
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 HOSTILE = "<script>alert('&')</script>\".png"
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,7 @@ class Made:
     workdir: Path
     scores: scoring.Scores
     found: dict
-    calibrated: calibration.Calibration
+    calibrated: records.Calibration
     text: str
 
 
@@ -64,14 +66,14 @@ def made(finetuned, tmp_path_factory):
     """The report of the test split of a fine-tuned FDFtNet, with a hostile path."""
     workdir = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(finetuned, workdir)
-    scores = scoring.score_split(workdir, "test")
+    scores = scoring.score_split(Run(workdir), "test")
     scores.records[0]["path"] = HOSTILE
-    calibrated = calibration.for_run(workdir)
+    calibrated = calibration.for_run(Run(workdir))
     found = results.report(scores, calibrated, pool=True, resamples=50)
     found["robustness"] = processed()
-    results.write(found, scores, calibrated, workdir)
+    results.write(found, scores, calibrated, Run(workdir))
     (workdir / "evaluation" / "broken.json").write_text("[]")
-    path = report.write(workdir, found, scores, calibrated)
+    path = report.write(Run(workdir), found, scores, calibrated)
     assert path == workdir / "report.html"
     return Made(workdir, scores, found, calibrated, path.read_text())
 
@@ -185,9 +187,8 @@ def test_the_most_wrong_come_first(made):
     rows = figures.Rows.of(made.scores)
     threshold = made.calibrated.threshold_logit
     shown = report_images.Shown(made.scores, rows, made.calibrated, threshold, 2.0)
-    with Checkpoints(made.workdir) as checkpoints:
-        seen = checkpoints.load_meta()["preprocessing"]
-    (part,) = report_images.most_wrong(shown, seen)
+    preprocessing = Run(made.workdir).best.preprocessing
+    (part,) = report_images.most_wrong(shown, preprocessing)
     beyond = np.where(rows.truth == 1, threshold - rows.ranking, 0)
     beyond += np.where(rows.truth == 0, rows.ranking - threshold, 0)
     order = sorted(range(18), key=lambda index: -beyond[index])
@@ -210,15 +211,16 @@ def test_the_most_wrong_come_first(made):
 def test_a_network_without_stages_has_no_attention(made):
     rows = figures.Rows.of(made.scores)
     shown = report_images.Shown(made.scores, rows, None, 0.0, 1.0)
-    with Checkpoints(made.workdir) as checkpoints:
-        meta, variables = checkpoints.load_meta(), checkpoints.load_variables()
-    assert report_images.attention(shown, meta, {"params": {}}) == []
-    linear = meta | {"model": meta["model"] | {"kind": "linear"}}
+    run = Run(made.workdir)
+    record, variables = run.best, run.variables
+    assert report_images.attention(shown, record, {"params": {}}) == []
+    model = {**record.model, "kind": "linear"}
+    linear = dataclasses.replace(record, model=model)
     assert report_images.attention(shown, linear, variables) == []
     without = dataclasses.replace(made.scores, encoded=None)
     shown = dataclasses.replace(shown, scores=without)
-    assert report_images.attention(shown, meta, variables) == []
-    assert report_images.most_wrong(shown, meta["preprocessing"]) == []
+    assert report_images.attention(shown, record, variables) == []
+    assert report_images.most_wrong(shown, record.preprocessing) == []
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,8 @@ def test_a_page_of_large_pictures_is_small(view, size):
     encoded = [{"image": file.getvalue()}] * number
     scores = scoring.Scores("a", "/a", "test", 1, logits, records, encoded=encoded)
     shown = report_images.Shown(scores, figures.Rows.of(scores), None, 0.0, 1.0)
-    parts = report_images.most_wrong(shown, {"view": view, "size": size})
+    preprocessing = preprocess.Preprocessing(view=view, size=size)
+    parts = report_images.most_wrong(shown, preprocessing)
     assert len(parts[0].tiles) == report_images.NUM_WRONG
     # The images above maps of attention are 8 at most, of the same kind.
     assert len(page.render("a", [], [page.Section("b", parts)])) < 4e6

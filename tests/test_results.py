@@ -11,6 +11,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from experiments import evaluate
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, figures, metrics, results, scoring
+from fdftnet_jax.run import Run
 
 
 def split(number=240, per_group=1, seed=0, own=True, directory="/data/photos", fakes=2):
@@ -172,7 +173,7 @@ def test_pooled_figures(tmp_path):
         assert part["bootstrap"]["num_units"] == 30
     assert report(scores, made)["pooled"] is None
 
-    *_, path = results.write(found, scores, made, tmp_path)
+    *_, path = results.write(found, scores, made, Run(tmp_path))
     assert path.name == "photos-test_groups.csv"
     with path.open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -255,7 +256,7 @@ def test_folders_of_one_name_do_not_meet(tmp_path):
         (False, "/c/photos"),
     ):
         scores = split(own=own, directory=directory)
-        found = results.write(report(scores), scores, None, tmp_path)
+        found = results.write(report(scores), scores, None, Run(tmp_path))
         assert json.loads(found[0].read_text())["data_directory"] == directory
         paths |= set(found)
     assert len(paths) == 6 == len(list((tmp_path / "evaluation").iterdir()))
@@ -271,7 +272,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("fdftnet_jax.files.write_atomic", refuse)
     scores = split()
     with pytest.raises(UserError, match="cannot write the evaluation to"):
-        results.write(report(scores), scores, None, tmp_path)
+        results.write(report(scores), scores, None, Run(tmp_path))
 
 
 # On a terminal.

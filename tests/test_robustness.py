@@ -10,12 +10,13 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from experiments import evaluate
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import corruptions, images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import results, robustness, scoring
 from fdftnet_jax.models import registry
 from fdftnet_jax.reporting import plots, robustness_plot, robustness_table
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.run import Run
 
 OPERATIONS = corruptions.OPERATIONS
 NUMBER = 18
@@ -41,9 +42,9 @@ def scored(pretrained):
         decode = Counter(pipeline.decode_png)
         patch.setattr(preprocess, "scale", scale)
         patch.setattr(pipeline, "decode_png", decode)
-        dataset = scoring.open_data(pretrained, "test")
+        dataset = scoring.open_data(Run(pretrained), "test")
         # Two batches, the second padded.
-        network = scoring.Network(pretrained, batch_size=10)
+        network = scoring.Network(Run(pretrained), batch_size=10)
         scores = network.score(dataset, "test")
         before = decode.calls
         conditions = robustness.score(network, dataset, "test")

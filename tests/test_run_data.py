@@ -1,5 +1,6 @@
 """What a run trains on: shots, replay, balance."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -8,18 +9,19 @@ import numpy as np
 import pytest
 import small_runs
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.records import Lineage, TrainedOn
 from fdftnet_jax.training import run_data, steps
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 RESIZE = preprocess.Preprocessing(size=small_runs.SIZE)
 
 
 def old_forgery(cache_dir, **changes):
-    """The description of a toy that weights were trained on, and its directory."""
+    """The record of a toy that weights were trained on."""
     data = small_runs.config(cache_dir, **{"data.family": "blended", **changes}).data
-    return [{"data": data.to_dict(), "dataset": "x", "directory": ""}]
+    return Lineage((TrainedOn(data.to_dict(), "x", ""),))
 
 
 def paths(part, records):
@@ -37,7 +39,7 @@ def test_replay_draws_shots_of_the_old_train_and_validation_split(cache_dir):
         assert new.dataset.name == "toy-upsampled" and old.dataset.name == "toy-blended"
         labels = [old.records[int(i)]["label"] for i in old.indices]
         assert sorted(labels) == [0, 0, 0, 1, 1, 1]
-    assert data.number() == 30
+    assert data.num_images() == 30
     source, validation = run_data.sources(data, config, RESIZE)
     assert len(source) == 30 and len(validation) == 24
     # An image's index leads to its file, and to its pixels.
@@ -64,9 +66,9 @@ def test_the_labels_are_in_the_order_of_the_source(cache_dir):
 
 
 def test_without_replay_there_is_one_part(cache_dir):
-    data = run_data.prepare(small_runs.config(cache_dir, "base"), [])
+    data = run_data.prepare(small_runs.config(cache_dir, "base"), Lineage())
     assert [len(parts) for parts in (data.train, data.validation)] == [1, 1]
-    assert data.replayed == [] and len(data.train[0].indices) == 24
+    assert data.replayed is None and len(data.train[0].indices) == 24
 
 
 def test_replay_of_a_folder_that_is_named(cache_dir, tmp_path):
@@ -74,16 +76,17 @@ def test_replay_of_a_folder_that_is_named(cache_dir, tmp_path):
     config = small_runs.config(
         cache_dir, "base", **{"data.replay": 2, "data.replay_dir": str(folder)}
     )
-    for trained_on in ([], old_forgery(cache_dir)):
-        data = run_data.prepare(config, trained_on)
+    for before in (Lineage(), old_forgery(cache_dir)):
+        data = run_data.prepare(config, before)
         assert len(data.train[1].indices) == len(data.validation[1].indices) == 4
         assert data.paths([32 + int(data.train[1].indices[0])])[0].startswith(
             str(folder / "train")
         )
         # The weights have not seen it before: their checkpoint tells of it.
-        (described,) = data.replayed
-        assert described["directory"] == str(folder)
-        assert described["data"]["train_split"] == "train"
+        own, replayed, *_ = data.lineage(before)
+        assert own == data.own and replayed == data.replayed
+        assert replayed.directory == str(folder)
+        assert replayed.splits == ("train", "validation")
 
 
 def test_without_other_data_that_the_weights_have_seen_there_is_no_replay(
@@ -94,32 +97,32 @@ def test_without_other_data_that_the_weights_have_seen_there_is_no_replay(
     toy = small_runs.config(cache_dir, "base", **{"data.replay": 2})
     own = small_runs.folder_config(cache_dir, folder, "base", **{"data.replay": 2})
     for config in (toy, own):
-        first = run_data.prepare(config, [])
-        dataset = first.dataset
-        earlier = {
-            "data": {**config.data.to_dict(), "train_split": "train"},
-            "dataset": dataset.fingerprint(("train", "validation")),
-            "directory": dataset.directory,
-        }
-        grown = {**earlier, "dataset": "before its images became more"}
-        cases = [[], [earlier]] + [[grown]] * (config is own)
-        for trained_on in cases:
+        first = run_data.prepare(config, Lineage())
+        dataset = first.train[0].dataset
+        earlier = TrainedOn(
+            {**config.data.to_dict(), "train_split": "train"},
+            dataset.fingerprint(("train", "validation")),
+            dataset.directory,
+        )
+        grown = dataclasses.replace(earlier, fingerprint="before it had more images")
+        cases = [(), (earlier,)] + [(grown,)] * (config is own)
+        for before in cases:
             capsys.readouterr()
-            data = run_data.prepare(config, trained_on)
+            data = run_data.prepare(config, Lineage(before))
             assert len(data.train) == len(data.validation) == 1
-            assert (data.replay, data.replayed) == ("", [])
+            assert (data.replay, data.replayed) == ("", None)
             assert "--config.data.replay_dir=PATH" in capsys.readouterr().err
         # What was seen before it is replayed.
-        data = run_data.prepare(config, [earlier, *old_forgery(cache_dir)])
+        data = run_data.prepare(config, Lineage((earlier, *old_forgery(cache_dir))))
         assert data.train[1].dataset.name == "toy-blended"
 
 
 def test_replay_of_data_that_are_gone_says_how_to_go_on(cache_dir, tmp_path):
     config = small_runs.config(cache_dir, "base", **{"data.replay": 2})
     gone = small_runs.folder_config(cache_dir, tmp_path / "gone").data.to_dict()
-    old = {"data": gone, "dataset": "x", "directory": str(tmp_path / "gone")}
+    old = Lineage((TrainedOn(gone, "x", str(tmp_path / "gone")),))
     with pytest.raises(UserError, match=r"gone.*--config.data.replay=0") as error:
-        run_data.prepare(config, [old])
+        run_data.prepare(config, old)
     assert "\n" not in str(error.value)
 
 
@@ -153,11 +156,11 @@ def test_a_picture_of_both_folders_is_not_trained_on_and_tested(
     with pytest.raises(
         UserError, match=r"2 pictures of .*x\.png and .*1\.png"
     ) as error:
-        run_data.prepare(config, [])
+        run_data.prepare(config, Lineage())
     assert "--config.data.duplicates=drop" in str(error.value)
     config.data.duplicates = "drop"
     with pytest.warns(UserWarning, match="not trained on: 2 pictures"):
-        data = run_data.prepare(config, [])
+        data = run_data.prepare(config, Lineage())
     parts = dict(zip(("new", "old"), data.train, strict=True))
     left = parts.pop(trained[:3])
     assert left.counts == (3, 3) and len(left.indices) == 6
@@ -171,7 +174,7 @@ def test_class_weights_count_both_classes_the_same(fake):
         run_data.Part(None, "train", [], np.arange(12), (10 - fake // 2, 2 + fake // 2))
     ]
     parts.append(run_data.Part(None, "train", [], np.arange(8), (5, 3)))
-    data = run_data.RunData(None, "", "", parts, [], [])
+    data = run_data.RunData(parts, [], TrainedOn({}, "", ""))
     labels = np.repeat([0, 1], [15 - fake // 2, 5 + fake // 2])
     weights = np.array(run_data.class_weights(data, "weights"))
     real, faked = (weights[labels[labels == label]].sum() for label in (0, 1))
@@ -204,7 +207,7 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
                 pixels = rng.integers(0, 256, (side, 64, 3), np.uint8)
                 (folder / f"{i}.png").write_bytes(images.encode_png(pixels))
     config = small_runs.folder_config(cache_dir, tmp_path / "faces", "base")
-    data = run_data.prepare(config, [])
+    data = run_data.prepare(config, Lineage())
     recwarn.clear()
     crops = preprocess.Preprocessing(view="crops", size=32, grid=2)
     source, validation = run_data.sources(data, config, crops)

@@ -11,11 +11,13 @@ import small_runs
 from PIL import Image
 from scipy import special
 
-from fdftnet_jax.data import images, past_runs, preprocess
+from fdftnet_jax.checkpoint import Checkpoints
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import results, scoring
 from fdftnet_jax.models import registry
-from fdftnet_jax.training.checkpoint import Checkpoints
+from fdftnet_jax.records import Lineage, TrainedOn
+from fdftnet_jax.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,9 @@ def forward(workdir, files):
 
 def scored(workdir, tmp_path, *arguments, **options):
     """What `score_split`, `report` and `write` leave: the report and the rows."""
-    scores = scoring.score_split(workdir, *arguments, **options)
+    scores = scoring.score_split(Run(workdir), *arguments, **options)
     made = results.report(scores, None, resamples=10)
-    report, table = results.write(made, scores, None, tmp_path)
+    report, table = results.write(made, scores, None, Run(tmp_path))
     assert report.parent == table.parent == tmp_path / "evaluation"
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -158,15 +160,15 @@ def test_all_of_the_training_folder_is_warned_of(
     )
     small_runs.run(config, tmp_path)
     with pytest.raises(UserError, match="'test' in photos, found train, validation"):
-        scoring.score_split(tmp_path, "test")
+        scoring.score_split(Run(tmp_path), "test")
     with pytest.warns(UserWarning, match="--split=train of"):
-        scoring.score_split(tmp_path, "train")
+        scoring.score_split(Run(tmp_path), "train")
     # A picture more does not make it another folder.
     shutil.copy(photos / "real/0.png", photos / "real/more.png")
     monkeypatch.chdir(tmp_path)
     other = {"name": "folder", "dir": "./photos/"}
     with pytest.warns(UserWarning, match=f"{photos} holds the images"):
-        assert len(scoring.score_split(tmp_path, "all", data=other).labels) == 13
+        assert len(scoring.score_split(Run(tmp_path), "all", data=other).labels) == 13
 
 
 def test_the_best_checkpoint_is_scored(photos, cache_dir, tmp_path, monkeypatch):
@@ -174,7 +176,7 @@ def test_the_best_checkpoint_is_scored(photos, cache_dir, tmp_path, monkeypatch)
         small_runs.pretend(patch, 0.2, 0.1, 0.3)
         small_runs.run(small_runs.config(cache_dir), tmp_path)
     other = {"name": "folder", "dir": str(photos)}
-    scores = scoring.score_split(tmp_path, "all", data=other)
+    scores = scoring.score_split(Run(tmp_path), "all", data=other)
     assert scores.step == 8
     files = [photos / record["path"] for record in scores.records]
     np.testing.assert_allclose(
@@ -184,13 +186,13 @@ def test_the_best_checkpoint_is_scored(photos, cache_dir, tmp_path, monkeypatch)
 
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="no checkpoints in"):
-        scoring.score_split(tmp_path)
+        scoring.score_split(Run(tmp_path))
 
 
 def test_a_folder_that_is_not_there(pretrained, tmp_path):
     other = {"name": "folder", "dir": str(tmp_path / "missing")}
     with pytest.raises(UserError, match="missing"):
-        scoring.score_split(pretrained, data=other)
+        scoring.score_split(Run(pretrained), data=other)
 
 
 def test_git_commit_is_unknown_outside_a_repository(tmp_path, monkeypatch):
@@ -203,18 +205,20 @@ def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatc
     own = {"name": "folder", "dir": "new", "fractions": {"finetune": 1.0}}
     own |= {"group_by": "folder", "generator_by": "folder"}
     old = {"name": "folder", "dir": "old", "fractions": {"train": 1.0}}
-    trained_on = [
-        {"data": own, "directory": str(tmp_path / "new")},
-        {"data": old, "directory": str(tmp_path / "old")},
-    ]
+    lineage = Lineage(
+        (
+            TrainedOn(own, "", str(tmp_path / "new")),
+            TrainedOn(old, "", str(tmp_path / "old")),
+        )
+    )
 
     def fractions(**data):
-        return past_runs.data_config(trained_on, data).fractions.to_dict()
+        return lineage.data_config(data).fractions.to_dict()
 
     assert fractions() == own["fractions"]
     assert fractions(name="folder", dir="new/") == own["fractions"]
     assert fractions(name="folder", dir="../" + tmp_path.name + "/old") == {"train": 1}
     assert fractions(name="folder", dir="third") == own["fractions"]
     # Rules on the paths of one folder need not fit another.
-    assert past_runs.data_config(trained_on, {"dir": "new"}).group_by == "folder"
-    assert past_runs.data_config(trained_on, {"dir": "third"}).group_by == "file"
+    assert lineage.data_config({"dir": "new"}).group_by == "folder"
+    assert lineage.data_config({"dir": "third"}).group_by == "file"

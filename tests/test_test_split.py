@@ -5,8 +5,8 @@ import pytest
 import small_runs
 from PIL import Image
 
+from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import splits
-from fdftnet_jax.training.checkpoint import Checkpoints
 
 FRACTIONS = {"train": 0.4, "validation": 0.2, "test": 0.4, "finetune": 0.0}
 

@@ -5,9 +5,9 @@ import pytest
 import small_runs
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
-from fdftnet_jax.training.run_files import read_history
-from fdftnet_jax.training.watch import StepWatch
+from fdftnet_jax.training.epoch import StepWatch
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,11 @@ def stepped():
 def test_sums_of_steps(stepped, tmp_path):
     train, state = stepped
     state, found = steps.replicate(state), []
-    watch = StepWatch({}, tmp_path, lambda _: [])
+    watch = StepWatch({}, Run(tmp_path), lambda _: [])
     for step in range(1, 5):
         if step == 3:  # Another process goes on.
             sums = json.loads(json.dumps(watch.sums()))
-            watch = StepWatch(sums, tmp_path, lambda _: [])
+            watch = StepWatch(sums, Run(tmp_path), lambda _: [])
         state, metrics = train(state, steps.shard(small_runs.batch(seed=step)))
         found.append(steps.unreplicate(metrics))
         watch.add(step, np.arange(8), metrics)
@@ -39,7 +39,7 @@ def test_steps_of_one_call(tmp_path):
     rows = {"loss": [4.0, np.nan, 4.0], "count": [8.0] * 3, "nonfinite": [0, 2, 0]}
     metrics = steps.replicate({n: np.float32(v) for n, v in rows.items()})
     indices = np.arange(24).reshape(3, 8)
-    watch = StepWatch({}, tmp_path, lambda found: [f"{i}.png" for i in found])
+    watch = StepWatch({}, Run(tmp_path), lambda found: [f"{i}.png" for i in found])
     watch.add(5, indices, metrics)
     with pytest.raises(UserError, match="the loss of step 6 is no longer finite"):
         watch.sums()
@@ -68,7 +68,7 @@ def test_what_is_not_finite_stops_the_run_and_names_the_images(
     params[layer][leaf] = np.float32(sign * value)
     bad = steps.replicate(state.replace(params=params))
     _, metrics = train(bad, steps.shard(small_runs.batch()))
-    watch = StepWatch({}, tmp_path, lambda indices: [f"{i}.png" for i in indices])
+    watch = StepWatch({}, Run(tmp_path), lambda indices: [f"{i}.png" for i in indices])
     watch.add(7, np.arange(10, 18), metrics)
     with pytest.raises(UserError, match=message) as error:
         watch.sums()
@@ -104,7 +104,7 @@ def test_a_run_names_the_step_and_its_images(cache_dir, tmp_path, monkeypatch):
     data = forgery_faces.prepare(small_runs.config(cache_dir).data)
     records = data.source("train")
     assert listed["images"] == [records[int(i)]["path"] for i in seen[5]]
-    assert [row["step"] for row in read_history(tmp_path)] == [4]
+    assert [row["step"] for row in Run(tmp_path).history()] == [4]
     monkeypatch.undo()
     small_runs.run(small_runs.config(cache_dir), tmp_path)
-    assert [row["step"] for row in read_history(tmp_path)] == [4, 8, 12]
+    assert [row["step"] for row in Run(tmp_path).history()] == [4, 8, 12]
