@@ -143,7 +143,7 @@ def write_results(
 def _published(
     config: ml_collections.ConfigDict, run: grid.GridRun
 ) -> Mapping[str, float]:
-    """The paper's figures, where this is its ablation."""
+    """The paper's results, where this is its ablation."""
     from fdftnet_jax.reporting import paper
 
     if not run.after or config.varies != "model.num_stages":

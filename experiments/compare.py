@@ -155,7 +155,7 @@ def write_table(
     outcomes: grid.Outcomes,
 ) -> str:
     """Writes what there is so far, and returns the table as Markdown."""
-    from fdftnet_jax.reporting import definitions, grid_report, tables
+    from fdftnet_jax.reporting import grid_report, tables, wording
 
     rows = [
         _row(method, replay, runs, cells, outcomes)
@@ -177,16 +177,16 @@ def write_table(
             "old forgery."
         ],
         [[*rows[0]], *([*row.values()] for row in rows)] if rows else [],
-        notes=[definitions.TOY] * toy,
+        notes=[wording.TOY] * toy,
         failures=failures,
         config=config.to_json_best_effort(indent=2, sort_keys=True),
-        figures=_figures(cells, outcomes),
+        figures=_plots(cells, outcomes),
         words=_NOTES,
     )
     return f"{text}\nwritten to {workdir}: compare.md, compare.csv, compare.html"
 
 
-def _figures(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
+def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
     """New against old, of the runs that are scored on both."""
     from fdftnet_jax.reporting import comparison_plot, page, plots, tables
 

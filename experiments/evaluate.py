@@ -12,13 +12,14 @@ unless --replace is given.
 """
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from experiments import launch
 from fdftnet_jax import files
-from fdftnet_jax.reporting import definitions, robustness_table, wording
+from fdftnet_jax.reporting import wording
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _SPLIT = flags.DEFINE_enum(
@@ -41,7 +42,7 @@ _POOL = flags.DEFINE_enum(
     "pool",
     "none",
     ["none", "group"],
-    "'group' adds figures by group, such as a video: the mean logit of its images.",
+    "'group' adds metrics by group, such as a video: the mean logit of its images.",
 )
 _ROBUSTNESS = flags.DEFINE_bool(
     "robustness",
@@ -54,6 +55,12 @@ _REPLACE = flags.DEFINE_bool(
 )
 _REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html.")
 _WIDTH = 96
+# Of the table of robustness.
+_COLUMNS = {
+    "auc": "AUROC",
+    "tpr_at_threshold": "fake called fake",
+    "fpr_at_threshold": "real called fake",
+}
 
 
 def main() -> None:
@@ -105,7 +112,7 @@ def summary(report: dict[str, Any], rule: str = "") -> str:
         f"step {report['checkpoint_step']}",
         f"  {'':30}{'':8}  {bootstrap['level']:.0%} interval, {bootstrap['resamples']} "
         f"resamples of {bootstrap['num_units']} {bootstrap['unit']}s",
-        *_figures(report["figures"]),
+        *_metrics(report["figures"]),
         *_wrapped(_threshold(report, rule)),
         *_verdicts(report["verdicts"]),
         *_generators(report["generators"]),
@@ -114,12 +121,12 @@ def summary(report: dict[str, Any], rule: str = "") -> str:
         lines += [
             f"  by group: {pooled['num_rows']} ({pooled['num_real']} real, "
             f"{pooled['num_fake']} fake), mean logit of the images of each",
-            *_figures(pooled["figures"]),
+            *_metrics(pooled["figures"]),
             *_verdicts(pooled["verdicts"]),
             *_generators(pooled["generators"]),
         ]
     if report["robustness"]:
-        lines += robustness_table.lines(report["robustness"], bootstrap["level"])
+        lines += robustness_lines(report["robustness"], bootstrap["level"])
     for note in report["notes"]:
         lines += _wrapped(f"note: {note}")
     return "\n".join(lines)
@@ -137,11 +144,11 @@ def _threshold(report: dict[str, Any], rule: str) -> str:
     )
 
 
-def _figures(figures: dict[str, Any]) -> list[str]:
+def _metrics(metrics: dict[str, Any]) -> list[str]:
     return [
-        f"  {title:32}{wording.bracketed(figures[name])}"
-        for name, (title, _) in definitions.FIGURES.items()
-        if name in figures
+        f"  {title:32}{wording.bracketed(metrics[name])}"
+        for name, (title, _) in wording.METRICS.items()
+        if name in metrics
     ]
 
 
@@ -165,6 +172,33 @@ def _generators(generators: dict[str, Any]) -> list[str]:
         few = "  few" * found["few"]
         lines.append(f"  {shown:{width}}{found['num_fake']:7}  {auc:27}{hits}{few}")
     return lines
+
+
+def robustness_lines(robustness: Mapping[str, Any], level: float = 0.95) -> list[str]:
+    """A row for the pictures as they are and one for every strength, mild to strong.
+
+    Args:
+      robustness: of a report (see `evaluation.results`).
+      level: of the intervals.
+    """
+    titles = "".join(f"  {title:23}" for title in _COLUMNS.values())
+    found = [
+        f"  after image processing, {level:.0%} intervals; verdicts at the threshold",
+        f"  {'':22}{titles}".rstrip(),
+        _robustness_row("as they are", "", robustness["clean"]),
+    ]
+    for operation in robustness["operations"].values():
+        found.append(f"  {operation['title']}: {operation['unit']}")
+        found += [
+            _robustness_row("", f"{row['strength']:g}", row["figures"])
+            for row in operation["strengths"]
+        ]
+    return found
+
+
+def _robustness_row(name: str, strength: str, metrics: Mapping[str, Any]) -> str:
+    cells = "".join(f"  {wording.bracketed(metrics[name]):23}" for name in _COLUMNS)
+    return f"  {name:15}{strength:>7}{cells}".rstrip()
 
 
 def _wrapped(text: str) -> list[str]:

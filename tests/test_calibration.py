@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 from configs import base
 from fdftnet_jax import records
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import calibration, decisions
+from fdftnet_jax.evaluation import calibration
 from fdftnet_jax.evaluation.calibration import Options
 
 
@@ -22,16 +22,16 @@ def logits_of(ranking):
 def simulated(number, prior=0.5, seed=0, spread=3.0):
     """Labels and their true log odds: real and fake are normal, `spread` apart."""
     rng = np.random.default_rng(seed)
-    truth = (rng.random(number) < prior).astype(int)
-    evidence = rng.normal(size=number) + spread * truth
+    labels = (rng.random(number) < prior).astype(int)
+    evidence = rng.normal(size=number) + spread * labels
     # log N(x; spread, 1) - log N(x; 0, 1)
     log_odds = spread * evidence - spread**2 / 2
-    return truth, log_odds + special.logit(prior)
+    return labels, log_odds + special.logit(prior)
 
 
-def fit(truth, ranking, training_prior=0.5, **options):
+def fit(labels, ranking, training_prior=0.5, **options):
     return calibration.fit(
-        truth, logits_of(ranking), Options(**options), training_prior=training_prior
+        labels, logits_of(ranking), Options(**options), training_prior=training_prior
     )
 
 
@@ -45,8 +45,8 @@ def test_defaults_are_those_of_the_configs():
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])
 def test_a_known_scale_is_found(scale):
-    truth, log_odds = simulated(20_000)
-    made = fit(truth, scale * log_odds)
+    labels, log_odds = simulated(20_000)
+    made = fit(labels, scale * log_odds)
     assert made.temperature == pytest.approx(scale, rel=0.03)
     expected = special.expit(log_odds)
     found = made.probability(scale * log_odds)
@@ -56,12 +56,12 @@ def test_a_known_scale_is_found(scale):
 @pytest.mark.parametrize("training_prior", [0.5, 0.95])
 def test_it_minimises_the_loss(training_prior):
     """Against another optimiser, on the loss of scikit-learn over soft targets."""
-    truth, log_odds = simulated(300)
+    labels, log_odds = simulated(300)
     ranking = 4 * log_odds
-    counts = np.bincount(truth)
+    counts = np.bincount(labels)
     low, high = 0.5 / (counts[0] + 1), (counts[1] + 0.5) / (counts[1] + 1)
-    target = np.where(truth == 1, high, low)
-    often = np.where(truth == 1, training_prior, 1 - training_prior) / counts[truth]
+    target = np.where(labels == 1, high, low)
+    often = np.where(labels == 1, training_prior, 1 - training_prior) / counts[labels]
 
     def loss(inverse):
         probability = special.expit(inverse * ranking)
@@ -72,7 +72,7 @@ def test_it_minimises_the_loss(training_prior):
             sample_weight=np.concatenate([target, 1 - target]) * np.tile(often, 2),
         )
 
-    found = decisions.fit_temperature(truth, ranking, training_prior)
+    found = calibration.fit_temperature(labels, ranking, training_prior)
     best = optimize.brute(loss, [(0.05, 1.0)], Ns=400)
     assert 1 / found == pytest.approx(float(best[0]), rel=1e-3)
 
@@ -81,8 +81,8 @@ def test_it_minimises_the_loss(training_prior):
 @pytest.mark.parametrize("margin", [0.3, 5.0])
 def test_separated_classes_are_as_sure_as_their_number_allows(number, margin):
     """Of logits +-m: 1 / (1 + exp(-m / T)) = (n + 1/2) / (n + 1)."""
-    truth = np.repeat([0, 1], number)
-    made = fit(truth, margin * (2 * truth - 1))
+    labels = np.repeat([0, 1], number)
+    made = fit(labels, margin * (2 * labels - 1))
     assert made.temperature == pytest.approx(
         margin / math.log(2 * number + 1), rel=1e-5
     )
@@ -93,16 +93,16 @@ def test_separated_classes_are_as_sure_as_their_number_allows(number, margin):
 
 
 def test_scores_that_mean_nothing_have_the_highest_temperature():
-    truth, log_odds = simulated(500)
-    made = fit(truth, -log_odds)
-    assert made.temperature == pytest.approx(decisions.TEMPERATURES[1], rel=0.02)
+    labels, log_odds = simulated(500)
+    made = fit(labels, -log_odds)
+    assert made.temperature == pytest.approx(calibration.TEMPERATURES[1], rel=0.02)
     assert "temperature is at the end of its range" in made.notes[0]
     assert np.ptp(made.probability(-log_odds)) < 0.1
 
 
 def test_raising_the_scale_raises_the_temperature_alone():
-    truth, log_odds = simulated(400)
-    one, three = fit(truth, log_odds), fit(truth, 3 * log_odds)
+    labels, log_odds = simulated(400)
+    one, three = fit(labels, log_odds), fit(labels, 3 * log_odds)
     assert three.temperature == pytest.approx(3 * one.temperature, rel=1e-6)
     assert three.threshold_logit == pytest.approx(3 * one.threshold_logit)
     for name in ("threshold_probability", "shift"):
@@ -118,8 +118,8 @@ def test_raising_the_scale_raises_the_temperature_alone():
 @pytest.mark.parametrize("prior", [0.01, 0.3, 0.9])
 def test_a_prior_is_that_of_pictures_drawn_anew(prior):
     """Of pictures with P(fake) near p, a share p is fake, under that prior."""
-    truth, log_odds = simulated(40_000, spread=2.0)
-    made = fit(truth, 2 * log_odds, prior=prior)
+    labels, log_odds = simulated(40_000, spread=2.0)
+    made = fit(labels, 2 * log_odds, prior=prior)
     others, odds = simulated(400_000, prior, seed=1, spread=2.0)
     # What the network says of them: its training had as many of each class.
     seen = 2 * (odds - special.logit(prior))
@@ -134,9 +134,9 @@ def test_a_prior_is_that_of_pictures_drawn_anew(prior):
 
 def test_validation_of_other_proportions_than_the_training():
     """Shots are drawn evenly from a folder with one fake in ten."""
-    truth, log_odds = simulated(40_000, prior=0.1)
+    labels, log_odds = simulated(40_000, prior=0.1)
     even = log_odds - special.logit(0.1)
-    made = fit(truth, 3 * even, prior=0.1)
+    made = fit(labels, 3 * even, prior=0.1)
     assert made.temperature == pytest.approx(3, rel=0.05)
     np.testing.assert_allclose(
         made.probability(3 * even), special.expit(log_odds), atol=0.03
@@ -148,46 +148,46 @@ def test_validation_of_other_proportions_than_the_training():
 
 
 def test_prior_0_is_that_of_the_training():
-    truth, log_odds = simulated(500, prior=0.2)
-    made = fit(truth, log_odds, training_prior=0.2, prior=0)
+    labels, log_odds = simulated(500, prior=0.2)
+    made = fit(labels, log_odds, training_prior=0.2, prior=0)
     assert (made.prior, made.training_prior, made.shift) == (0.2, 0.2, 0)
 
 
 def test_figures_by_reweighting():
     """Weights are as good as pictures that come several times."""
-    truth = np.array([0, 0, 0, 0, 1, 1])
+    labels = np.array([0, 0, 0, 0, 1, 1])
     ranking = np.array([-3.0, -1.0, 0.5, -2.0, 2.0, -0.2])
-    made = fit(truth, ranking, prior=0.8)
+    made = fit(labels, ranking, prior=0.8)
     often = np.repeat(np.arange(6), [1, 1, 1, 1, 8, 8])
-    assert truth[often].mean() == 0.8
+    assert labels[often].mean() == 0.8
     probability = made.probability(ranking)[often]
-    expected = np.mean((probability - truth[often]) ** 2)
+    expected = np.mean((probability - labels[often]) ** 2)
     assert made.validation["brier_calibrated"] == pytest.approx(expected)
     assert made.validation["loss_calibrated"] == pytest.approx(
-        log_loss(truth[often], probability)
+        log_loss(labels[often], probability)
     )
     even = np.repeat(np.arange(6), [1, 1, 1, 1, 2, 2])
     assert made.validation["loss_raw"] == pytest.approx(
-        log_loss(truth[even], special.expit(ranking[even]))
+        log_loss(labels[even], special.expit(ranking[even]))
     )
 
 
 # Threshold.
 
 
-def rates(truth, ranking, threshold):
+def rates(labels, ranking, threshold):
     called = ranking >= threshold
-    return called[truth == 0].mean(), called[truth == 1].mean()
+    return called[labels == 0].mean(), called[labels == 1].mean()
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.1, 1.0])
 def test_rule_fpr(fpr, ties):
-    truth, ranking = simulated(357)
+    labels, ranking = simulated(357)
     ranking = np.round(ranking, 0) if ties else ranking
-    threshold = decisions.choose_threshold(truth, ranking, "fpr", fpr)
-    found = rates(truth, ranking, threshold)
-    every = [rates(truth, ranking, t) for t in [*np.unique(ranking), np.inf]]
+    threshold = calibration.choose_threshold(labels, ranking, "fpr", fpr)
+    found = rates(labels, ranking, threshold)
+    every = [rates(labels, ranking, t) for t in [*np.unique(ranking), np.inf]]
     within = [(tpr, -false) for false, tpr in every if false <= fpr]
     # The most fakes, and with them the fewest real ones.
     assert (found[1], -found[0]) == max(within)
@@ -196,11 +196,11 @@ def test_rule_fpr(fpr, ties):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("number", [11, 300])
 def test_rule_eer(number, ties):
-    truth, ranking = simulated(number, spread=1.0, prior=0.3)
+    labels, ranking = simulated(number, spread=1.0, prior=0.3)
     ranking = np.round(ranking, 0) if ties else ranking
-    threshold = decisions.choose_threshold(truth, ranking, "eer", 0.01)
-    false, tpr = rates(truth, ranking, threshold)
-    every = [rates(truth, ranking, t) for t in [*np.unique(ranking), np.inf]]
+    threshold = calibration.choose_threshold(labels, ranking, "eer", 0.01)
+    false, tpr = rates(labels, ranking, threshold)
+    every = [rates(labels, ranking, t) for t in [*np.unique(ranking), np.inf]]
     assert abs(false - (1 - tpr)) == pytest.approx(
         min(abs(f - 1 + t) for f, t in every)
     )
@@ -208,15 +208,16 @@ def test_rule_eer(number, ties):
 
 @pytest.mark.parametrize("rule", ["eer", "fpr"])
 def test_threshold_is_halfway_between_neighbours(rule):
-    truth = np.array([0, 0, 1, 1])
+    labels = np.array([0, 0, 1, 1])
     assert (
-        decisions.choose_threshold(truth, np.array([-3, -2, 1, 4.0]), rule, 0) == -0.5
+        calibration.choose_threshold(labels, np.array([-3, -2, 1, 4.0]), rule, 0)
+        == -0.5
     )
 
 
 def test_nothing_within_the_rate_is_fake():
-    truth = np.array([1, 1, 0])
-    made = fit(truth, [0.0, 1.0, 5.0], rule="fpr", fpr=0.1)
+    labels = np.array([1, 1, 0])
+    made = fit(labels, [0.0, 1.0, 5.0], rule="fpr", fpr=0.1)
     assert made.threshold_logit > 5
     assert math.isfinite(made.threshold_logit)
     assert not made.called_fake([5.0]).any()
@@ -241,8 +242,8 @@ def test_a_rule_that_is_none():
 
 
 def test_verdict_and_probability_agree():
-    truth, ranking = simulated(200)
-    made = fit(truth, ranking, rule="fpr", fpr=0.05, prior=0.1)
+    labels, ranking = simulated(200)
+    made = fit(labels, ranking, rule="fpr", fpr=0.05, prior=0.1)
     above = made.probability(ranking) >= made.threshold_probability
     np.testing.assert_array_equal(made.called_fake(ranking), above)
     expected = stats.logistic.cdf(made.threshold_logit / made.temperature + made.shift)
@@ -266,16 +267,16 @@ def test_what_cannot_be_calibrated(labels, logits, message):
 
 
 def test_a_file_gives_back_every_bit():
-    truth, ranking = simulated(100)
-    made = fit(truth, ranking, rule="fpr")
+    labels, ranking = simulated(100)
+    made = fit(labels, ranking, rule="fpr")
     text = json.dumps(made.to_dict(), allow_nan=False)
     assert records.Calibration.from_dict(json.loads(text)) == made
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 0}, {"more": 1}, {"fpr": None}])
 def test_another_version_is_not_read(change):
-    truth, ranking = simulated(100)
-    found = fit(truth, ranking).to_dict() | change
+    labels, ranking = simulated(100)
+    found = fit(labels, ranking).to_dict() | change
     if change == {"fpr": None}:
         del found["fpr"]
     assert records.Calibration.from_dict(found) is None

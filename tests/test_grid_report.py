@@ -29,7 +29,7 @@ def written(tmp_path, **changes):
 def test_all_of_it_is_there_and_escaped(tmp_path):
     read = written(tmp_path)
     for text in (
-        "A title About. Before you trust these figures Toy & more.",
+        "A title About. Before you trust these numbers Toy & more.",
         "method AUROC, % <b>new</b> 93.1 ± 0.4",
         "seed0/base: no <memory>",
         "how to read it",

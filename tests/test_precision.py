@@ -11,7 +11,7 @@ import small_runs
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.evaluation import scoring
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
 
 
@@ -29,7 +29,7 @@ def test_every_large_product_is_in_bfloat16(backbone):
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), example, train=False)
     )
-    apply = precision.computing_in("bfloat16", model.apply)
+    apply = registry.computing_in("bfloat16", model.apply)
 
     def loss(params):
         logits, updates = apply(
@@ -66,7 +66,7 @@ def test_every_large_product_is_in_bfloat16(backbone):
 
 def test_float32_is_the_network_itself():
     model = registry.build(small_runs.model_config())
-    assert precision.computing_in("float32", model.apply) == model.apply
+    assert registry.computing_in("float32", model.apply) == model.apply
 
 
 def test_logits_are_near_those_of_float32():
@@ -74,7 +74,7 @@ def test_logits_are_near_those_of_float32():
     batch = small_runs.batch(seed=0)
     x = preprocess.scale(jnp.asarray(batch["image"]))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    rounded = precision.computing_in("bfloat16", task.apply)
+    rounded = registry.computing_in("bfloat16", task.apply)
     ours = rounded(variables, x, train=False)
     exact = task.apply(variables, x, train=False)
     assert ours.dtype == jnp.float32
@@ -92,9 +92,9 @@ def test_a_run_in_bfloat16_keeps_float32_and_is_scored_as_it_was_validated(
         variables = checkpoints.load_variables()
     assert _dtypes(variables) == {"float32"}
     asked = []
-    computing_in = precision.computing_in
+    computing_in = registry.computing_in
     monkeypatch.setattr(
-        precision,
+        registry,
         "computing_in",
         lambda dtype, apply: asked.append(dtype) or computing_in(dtype, apply),
     )

@@ -20,9 +20,9 @@ from fdftnet_jax import records
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import calibration, figures, results, scoring
+from fdftnet_jax.evaluation import calibration, results, scoring, split_metrics
 from fdftnet_jax.models import explanation
-from fdftnet_jax.reporting import definitions, page, report, report_images, wording
+from fdftnet_jax.reporting import page, report, report_images, wording
 from fdftnet_jax.run import Run
 
 HOSTILE = "<script>alert('&')</script>\".png"
@@ -120,7 +120,7 @@ def test_the_first_screen_says_it_in_a_sentence(made, read):
     first = read.text.partition("Contents")[0]
     assert re.search(sentence, first)
     assert "18 pictures that it had not seen before: 9 real and 9 fake" in first
-    assert definitions.TOY in first
+    assert wording.TOY in first
     for note in made.found["notes"]:
         assert wording.sentence(note) in first
     for question in ("positive?", "called fake?", "intervals made?"):
@@ -129,7 +129,7 @@ def test_the_first_screen_says_it_in_a_sentence(made, read):
 
 def test_every_figure_stands_there_with_its_interval_and_meaning(made, read):
     for name, figure in made.found["figures"].items():
-        title, meaning = definitions.FIGURES[name]
+        title, meaning = wording.METRICS[name]
         value, interval = wording.figure(figure)
         assert f"{title} {meaning} {value} {interval}" in read.text
     for counts in (made.found["verdicts"], made.found["pooled"]["verdicts"]):
@@ -184,18 +184,18 @@ def test_paths_are_escaped(made, read):
 
 
 def test_the_most_wrong_come_first(made):
-    rows = figures.Rows.of(made.scores)
+    rows = split_metrics.Rows.of(made.scores)
     threshold = made.calibrated.threshold_logit
     shown = report_images.Shown(made.scores, rows, made.calibrated, threshold, 2.0)
     preprocessing = Run(made.workdir).best.preprocessing
     (part,) = report_images.most_wrong(shown, preprocessing)
-    beyond = np.where(rows.truth == 1, threshold - rows.ranking, 0)
-    beyond += np.where(rows.truth == 0, rows.ranking - threshold, 0)
+    beyond = np.where(rows.labels == 1, threshold - rows.ranking, 0)
+    beyond += np.where(rows.labels == 0, rows.ranking - threshold, 0)
     order = sorted(range(18), key=lambda index: -beyond[index])
     paths = [made.scores.records[index]["path"] for index in order]
     assert [tile.path for tile in part.tiles] == paths
     worst, tile = order[0], part.tiles[0]
-    label, verdict = ("fake", "real") if rows.truth[worst] else ("real", "fake")
+    label, verdict = ("fake", "real") if rows.labels[worst] else ("real", "fake")
     assert tile.title == f"{label}, called {verdict}: wrong"
     score = float(re.search(r"score ([\d.]+) %", tile.lines[0])[1])
     assert score == pytest.approx(100 * special.expit(rows.ranking[worst]), abs=0.06)
@@ -209,7 +209,7 @@ def test_the_most_wrong_come_first(made):
 
 
 def test_a_network_without_stages_has_no_attention(made):
-    rows = figures.Rows.of(made.scores)
+    rows = split_metrics.Rows.of(made.scores)
     shown = report_images.Shown(made.scores, rows, None, 0.0, 1.0)
     run = Run(made.workdir)
     record, variables = run.best, run.variables
@@ -238,7 +238,7 @@ def test_a_page_of_large_pictures_is_small(view, size):
     logits = rng.normal(size=(number, 2))
     encoded = [{"image": file.getvalue()}] * number
     scores = scoring.Scores("a", "/a", "test", 1, logits, records, encoded=encoded)
-    shown = report_images.Shown(scores, figures.Rows.of(scores), None, 0.0, 1.0)
+    shown = report_images.Shown(scores, split_metrics.Rows.of(scores), None, 0.0, 1.0)
     preprocessing = preprocess.Preprocessing(view=view, size=size)
     parts = report_images.most_wrong(shown, preprocessing)
     assert len(parts[0].tiles) == report_images.NUM_WRONG
@@ -281,7 +281,7 @@ def test_notes_call_figures_by_their_titles():
 
 
 def test_definitions_cover_all_figures(made):
-    assert set(made.found["figures"]) <= set(definitions.FIGURES)
+    assert set(made.found["figures"]) <= set(wording.METRICS)
 
 
 def test_text_stands_out_from_the_ground():

@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from experiments import evaluate
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import calibration, figures, metrics, results, scoring
+from fdftnet_jax.evaluation import calibration, metrics, results, scoring, split_metrics
 from fdftnet_jax.run import Run
 
 
@@ -50,14 +50,14 @@ def test_figures_at_the_threshold():
     scores, made = split(), calibrated()
     found = report(scores, made)
     ranking = scores.logits[:, 1] - scores.logits[:, 0]
-    called, truth = ranking >= made.threshold_logit, scores.labels == 1
+    called, labels = ranking >= made.threshold_logit, scores.labels == 1
     values = {name: figure["value"] for name, figure in found["figures"].items()}
-    assert values["accuracy_at_threshold"] == pytest.approx(np.mean(called == truth))
-    assert values["tpr_at_threshold"] == pytest.approx(np.mean(called[truth]))
-    assert values["fpr_at_threshold"] == pytest.approx(np.mean(called[~truth]))
-    assert values["accuracy"] == pytest.approx(np.mean((ranking >= 0) == truth))
-    assert found["verdicts"] == metrics.confusion(truth, called)
-    assert found["confusion"] == metrics.confusion(truth, ranking >= 0)
+    assert values["accuracy_at_threshold"] == pytest.approx(np.mean(called == labels))
+    assert values["tpr_at_threshold"] == pytest.approx(np.mean(called[labels]))
+    assert values["fpr_at_threshold"] == pytest.approx(np.mean(called[~labels]))
+    assert values["accuracy"] == pytest.approx(np.mean((ranking >= 0) == labels))
+    assert found["verdicts"] == metrics.confusion(labels, called)
+    assert found["confusion"] == metrics.confusion(labels, ranking >= 0)
     for name in ("auc", "average_precision", "eer", "tpr_at_fpr_0.01", "loss"):
         expected = metrics.binary_metrics(scores.labels, scores.logits)[name]
         assert values[name] == pytest.approx(expected)
@@ -77,18 +77,18 @@ def test_figures_at_the_threshold():
 def test_probabilities_are_judged_under_their_prior():
     scores, made = split(fakes=3), calibrated(prior=0.2, training_prior=0.4)
     found = report(scores, made)["figures"]
-    truth = scores.labels
+    labels = scores.labels
     ranking = scores.logits[:, 1] - scores.logits[:, 0]
     for name, probability, share in (
         ("raw", special.expit(ranking), 0.4),
         ("calibrated", made.probability(ranking), 0.2),
     ):
         weights = np.where(
-            truth == 1, share / truth.sum(), (1 - share) / sum(1 - truth)
+            labels == 1, share / labels.sum(), (1 - share) / sum(1 - labels)
         )
-        expected = brier_score_loss(truth, probability, sample_weight=weights)
+        expected = brier_score_loss(labels, probability, sample_weight=weights)
         assert found[f"brier_{name}"]["value"] == pytest.approx(expected)
-        error = metrics.calibration_error(truth, probability, weights)
+        error = metrics.calibration_error(labels, probability, weights)
         assert found[f"ece_{name}"]["value"] == pytest.approx(error)
 
 
@@ -136,14 +136,14 @@ def test_generators_against_all_real_images():
 
 def test_pooled_rows_are_groups_of_one_class_and_generator():
     scores = split(number=60, per_group=5)
-    rows = figures.Rows.of(scores).pooled()
+    rows = split_metrics.Rows.of(scores).pooled()
     ranking = scores.logits[:, 1] - scores.logits[:, 0]
     keys = [(r["group"], r["label"], r["generator"]) for r in scores.records]
-    assert len(set(keys)) == rows.truth.size == 12
+    assert len(set(keys)) == rows.labels.size == 12
     for index, key in enumerate(dict.fromkeys(keys)):
         mine = [k == key for k in keys]
         assert rows.ranking[index] == pytest.approx(np.mean(ranking[mine]))
-        found = rows.groups[index], rows.truth[index], rows.generators[index]
+        found = rows.groups[index], rows.labels[index], rows.generators[index]
         assert found == key
         assert rows.sizes[index] == sum(mine) == 5
 
@@ -151,7 +151,7 @@ def test_pooled_rows_are_groups_of_one_class_and_generator():
 def test_calibration_is_that_of_the_mean():
     """The mean of calibrated logits is the calibrated mean: the reason for logits."""
     made = calibrated(prior=0.1)
-    rows = figures.Rows.of(split(60, 5))
+    rows = split_metrics.Rows.of(split(60, 5))
     each = special.logit(made.probability(rows.ranking)).reshape(-1, 5).mean(axis=1)
     found = special.logit(made.probability(rows.pooled().ranking))
     np.testing.assert_allclose(found, each)
@@ -161,9 +161,9 @@ def test_pooled_figures(tmp_path):
     scores, made = split(number=300, per_group=5), calibrated()
     found = report(scores, made, pool=True)
     pooled = found["pooled"]
-    rows = figures.Rows.of(scores).pooled()
+    rows = split_metrics.Rows.of(scores).pooled()
     assert pooled["num_rows"] == 60 == pooled["num_real"] + pooled["num_fake"]
-    expected = roc_auc_score(rows.truth, rows.ranking)
+    expected = roc_auc_score(rows.labels, rows.ranking)
     assert pooled["figures"]["auc"]["value"] == pytest.approx(expected)
     assert pooled["figures"]["auc"]["value"] > found["figures"]["auc"]["value"]
     assert pooled["generators"].keys() == {"gan", "swap"}
@@ -181,7 +181,7 @@ def test_pooled_figures(tmp_path):
     for index, row in enumerate(table):
         logit = float(row["logit"])
         assert logit == pytest.approx(rows.ranking[index])
-        assert row["num_images"] == "5" and row["label"] == str(rows.truth[index])
+        assert row["num_images"] == "5" and row["label"] == str(rows.labels[index])
         assert float(row["calibrated"]) == pytest.approx(made.probability(logit))
         called = logit >= made.threshold_logit
         assert row["verdict"] == ("fake" if called else "real")
@@ -190,7 +190,7 @@ def test_pooled_figures(tmp_path):
 def test_pooling_of_single_images_is_told():
     found = report(split(per_group=1), pool=True)
     assert (
-        "no group holds several images: pooled figures are the same" in found["notes"]
+        "no group holds several images: pooled metrics are the same" in found["notes"]
     )
     auc = [part["figures"]["auc"]["value"] for part in (found, found["pooled"])]
     assert auc[0] == auc[1]

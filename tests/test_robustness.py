@@ -15,7 +15,7 @@ from fdftnet_jax.data import corruptions, images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import results, robustness, scoring
 from fdftnet_jax.models import registry
-from fdftnet_jax.reporting import plots, robustness_plot, robustness_table
+from fdftnet_jax.reporting import plots, robustness_plot
 from fdftnet_jax.run import Run
 
 OPERATIONS = corruptions.OPERATIONS
@@ -239,7 +239,7 @@ def test_the_run_s_threshold_is_kept():
 
 def test_table():
     found = made()
-    lines = robustness_table.lines(found)
+    lines = evaluate.robustness_lines(found)
     assert len(lines) == 3 + 4 + 16
     assert max(map(len, lines)) < 100
     clean = found["clean"]["auc"]
@@ -256,13 +256,13 @@ def test_table():
     ]
     # An interval may be missing.
     row["auc"]["interval"] = None
-    assert "[" not in robustness_table.lines(found)[8][:34]
+    assert "[" not in evaluate.robustness_lines(found)[8][:34]
 
 
 def test_it_is_in_the_summary(report):
     text = evaluate.summary(report)
     assert max(map(len, text.splitlines())) < 100
-    for line in robustness_table.lines(report["robustness"]):
+    for line in evaluate.robustness_lines(report["robustness"]):
         assert line in text.splitlines()
     assert "as they are" not in evaluate.summary(report | {"robustness": None})
 

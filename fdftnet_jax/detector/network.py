@@ -14,7 +14,7 @@ import jax.export
 import numpy as np
 
 from fdftnet_jax.data import preprocess
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.models import registry
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, Any]
@@ -32,7 +32,7 @@ def build(model: Mapping[str, Any], scaling: str) -> Program:
     Raises:
       UserError: no such network.
     """
-    apply = precision.computing_in(
+    apply = registry.computing_in(
         model.get("dtype", "float32"), registry.build(model).apply
     )
 

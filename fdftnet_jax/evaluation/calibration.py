@@ -11,7 +11,7 @@ with the temperature T and p, the share of fakes among the images of the trainin
 which is what z has learned. The shift is Bayes' rule: where fakes have another share,
 `prior`, of the pictures to be scored, and each class looks as it did, the log odds of
 every picture move by the difference of the prior log odds. Temperature and prior change
-how sure a verdict is, not which it is. `decisions` has the rules for T and threshold.
+how sure a verdict is, not which it is.
 """
 
 import dataclasses
@@ -21,14 +21,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import optimize, special
 
 from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.evaluation import decisions, metrics, scoring
+from fdftnet_jax.evaluation import metrics, scoring
 from fdftnet_jax.records import Calibration, Lineage
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import processes
+
+# The temperature of a detector that ranks images worse than chance has no upper end.
+TEMPERATURES = (0.01, 100.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +128,13 @@ def fit(
     Raises:
       UserError: a class is missing, or a logit is not finite.
     """
-    truth = metrics.check_labels(labels)
-    ranking = metrics.ranking(truth, logits)
-    temperature = decisions.fit_temperature(truth, ranking, training_prior)
+    labels = metrics.check_labels(labels)
+    ranking = metrics.ranking(labels, logits)
+    temperature = fit_temperature(labels, ranking, training_prior)
     prior = options.prior or training_prior
     shift = float(special.logit(prior) - special.logit(training_prior))
-    threshold = decisions.choose_threshold(truth, ranking, options.rule, options.fpr)
-    num_fake = int(truth.sum())
+    threshold = choose_threshold(labels, ranking, options.rule, options.fpr)
+    num_fake = int(labels.sum())
     made = Calibration(
         rule=options.rule,
         fpr=options.fpr,
@@ -141,18 +144,106 @@ def fit(
         shift=shift,
         threshold_logit=threshold,
         threshold_probability=float(special.expit(threshold / temperature + shift)),
-        num_real=truth.size - num_fake,
+        num_real=labels.size - num_fake,
         num_fake=num_fake,
         validation={},
         notes=[],
     )
-    figures = _figures(truth, ranking, made)
-    notes = _notes(made, figures)
-    return dataclasses.replace(made, validation=figures, notes=notes)
+    values = _validation_metrics(labels, ranking, made)
+    notes = _notes(made, values)
+    return dataclasses.replace(made, validation=values, notes=notes)
 
 
-def _figures(
-    truth: np.ndarray, ranking: np.ndarray, calibration: Calibration
+def fit_temperature(
+    labels: np.ndarray, ranking: np.ndarray, training_prior: float
+) -> float:
+    """The temperature T that makes probabilities of logits, 1 / (1 + exp(-z / T)).
+
+    It minimises the cross entropy over the images, weighted so that fakes have the
+    share that they have among the images of the training. (The two differ where equally
+    many shots of each class are drawn from unequally many images.) The targets are not
+    0 and 1 but 0.5 / (n_real + 1) and (n_fake + 0.5) / (n_fake + 1): the error rate
+    that Jeffreys's prior expects after n images without an error, as Platt (1999) did
+    with another prior. So T stays above 0 where the classes are separated, and errs on
+    the side of doubt where images and errors are few. It is kept within `TEMPERATURES`.
+
+    Args:
+      labels: [n], real = 0 and fake = 1.
+      ranking: [n], logits of the scores.
+      training_prior: share of fakes among the images of the training, in (0, 1).
+    """
+    counts = np.bincount(labels, minlength=2)
+    low, high = 0.5 / (counts[0] + 1), (counts[1] + 0.5) / (counts[1] + 1)
+    target = np.where(labels == 1, high, low)
+    weights = metrics.class_weights(labels, training_prior)
+
+    # Convex in 1 / T, so that it has one minimum in log T, too.
+    def loss(log_temperature: float) -> float:
+        scaled = ranking * np.exp(-log_temperature)
+        return float(weights @ (np.logaddexp(0, scaled) - target * scaled))
+
+    found = optimize.minimize_scalar(
+        loss,
+        bounds=tuple(np.log(TEMPERATURES)),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return float(np.exp(found.x))
+
+
+def choose_threshold(
+    labels: np.ndarray, ranking: np.ndarray, rule: str, fpr: float
+) -> float:
+    """The threshold on logits, by a rule.
+
+    Both rules choose among the thresholds that validation's images attain; between that
+    and the next lower logit validation does not choose, and the middle is taken.
+
+    'eer': the false positive rate is nearest to the false negative rate; of several the
+    one with the smaller sum of both. 'fpr': the largest true positive rate with a false
+    positive rate of at most `fpr`; of several the highest threshold. Where no threshold
+    within that calls any image fake, it lies just above the highest logit.
+
+    Args:
+      labels: [n], real = 0 and fake = 1.
+      ranking: [n], logits of the scores.
+      rule: 'eer' or 'fpr'.
+      fpr: of the rule 'fpr'.
+    """
+    attained = np.unique(ranking)[::-1]
+    # Called fake at each threshold, from +infinity, which calls none, to the lowest.
+    thresholds = np.append(np.inf, attained)
+    false_positive, true_positive = (
+        (values.size - np.searchsorted(values, thresholds)) / values.size
+        for values in (np.sort(ranking[labels == label]) for label in (0, 1))
+    )
+    if rule == "eer":
+        miss = 1 - true_positive
+        order = np.lexsort(
+            (
+                np.arange(thresholds.size),
+                (false_positive + miss).round(12),
+                np.abs(false_positive - miss).round(12),
+            )
+        )
+        index = int(order[0])
+    elif rule == "fpr":
+        within = true_positive[false_positive <= fpr]
+        index = int(np.argmax(within))
+    else:
+        raise UserError(
+            f"expected calibration.rule to be 'eer' or 'fpr', found {rule!r}; choose "
+            "one of them"
+        )
+    if index == 0:
+        return float(np.nextafter(attained[0], np.inf))
+    if index == attained.size:
+        return float(attained[-1])
+    return float((attained[index - 1] + attained[index]) / 2)
+
+
+def _validation_metrics(
+    labels: np.ndarray, ranking: np.ndarray, calibration: Calibration
 ) -> dict[str, float]:
     """What the calibration comes to on the images that it was made by.
 
@@ -161,37 +252,37 @@ def _figures(
     weighted to the share of fakes that each of them assumes.
     """
     fake = calibration.called_fake(ranking)
-    figures = {
-        "accuracy_at_threshold": float(np.mean(fake == truth)),
-        "tpr_at_threshold": float(np.mean(fake[truth == 1])),
-        "fpr_at_threshold": float(np.mean(fake[truth == 0])),
+    values = {
+        "accuracy_at_threshold": float(np.mean(fake == labels)),
+        "tpr_at_threshold": float(np.mean(fake[labels == 1])),
+        "fpr_at_threshold": float(np.mean(fake[labels == 0])),
     }
     scaled = ranking / calibration.temperature + calibration.shift
     for name, logit, share in (
         ("raw", ranking, calibration.training_prior),
         ("calibrated", scaled, calibration.prior),
     ):
-        weights = metrics.class_weights(truth, share)
+        weights = metrics.class_weights(labels, share)
         probability = special.expit(logit)
-        brier = np.average((probability - truth) ** 2, weights=weights)
-        loss = np.average(metrics.losses(truth, logit), weights=weights)
-        figures |= {
+        brier = np.average((probability - labels) ** 2, weights=weights)
+        loss = np.average(metrics.losses(labels, logit), weights=weights)
+        values |= {
             f"loss_{name}": float(loss),
             f"brier_{name}": float(brier),
-            f"ece_{name}": metrics.calibration_error(truth, probability, weights),
+            f"ece_{name}": metrics.calibration_error(labels, probability, weights),
         }
-    return figures
+    return values
 
 
-def _notes(made: Calibration, figures: dict[str, float]) -> list[str]:
+def _notes(made: Calibration, values: dict[str, float]) -> list[str]:
     notes = []
-    lowest, highest = decisions.TEMPERATURES
+    lowest, highest = TEMPERATURES
     if not 1.01 * lowest < made.temperature < 0.99 * highest:
         notes.append(
             f"the temperature is at the end of its range, {lowest:g} to {highest:g}: "
             "the scores say little of how sure a verdict is"
         )
-    if figures["tpr_at_threshold"] == 0:
+    if values["tpr_at_threshold"] == 0:
         notes.append("the threshold calls no image of validation fake")
     if made.rule == "fpr" and made.num_real * made.fpr < 1:
         notes.append(

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of figures over a split.
+"""Bootstrap intervals of metrics over a split.
 
 A figure's interval is between percentiles of its values in resamples of the images.
 What is drawn, with replacement, are images where every group is a single one, as many
@@ -22,13 +22,13 @@ SEED = 0
 # Counts of images in memory at a time.
 _BLOCK = 2**20
 
-# How often each image was drawn, [r, n], -> figures of each resample, [r].
-Figures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+# How often each image was drawn, [r, n], -> metrics of each resample, [r].
+Metrics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Figures in resamples.
+    """Metrics in resamples.
 
     Attributes:
       values: [resamples] of each figure, NaN in resamples without one of the classes.
@@ -65,35 +65,35 @@ class Bootstrap:
 
 def bootstrap(
     labels: npt.ArrayLike,
-    figures: Figures,
+    compute: Metrics,
     groups: Sequence[str] | np.ndarray | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Bootstrap:
-    """Computes figures in resamples of a split.
+    """Computes metrics in resamples of a split.
 
     Args:
       labels: [n], real = 0 and fake = 1; both must occur.
-      figures: of many resamples at once.
+      compute: of many resamples at once.
       groups: [n], of each image; None is a group each.
       resamples: how many.
       seed: of the draws: the same labels, groups, number and seed give the same ones.
     """
-    truth = metrics.check_labels(labels)
+    labels = metrics.check_labels(labels)
     units = _units(groups)
     parts: list[dict[str, np.ndarray]] = []
     lacking = 0
-    for counts in _draw(truth, units, resamples, seed):
-        fakes = counts @ truth
+    for counts in _draw(labels, units, resamples, seed):
+        fakes = counts @ labels
         without = (fakes == 0) | (fakes == counts.sum(axis=1))
         lacking += int(without.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = figures(counts)
-        parts.append({k: np.where(without, np.nan, v) for k, v in found.items()})
+            drawn = compute(counts)
+        parts.append({k: np.where(without, np.nan, v) for k, v in drawn.items()})
     values = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     if units is None:
-        return Bootstrap(values, "image", truth.size, lacking)
+        return Bootstrap(values, "image", labels.size, lacking)
     return Bootstrap(values, "group", int(units.max()) + 1, lacking)
 
 
@@ -112,7 +112,7 @@ def paired_bootstrap(
     Args:
       labels: [n], real = 0 and fake = 1; both must occur.
       logits_a: [n, 2], the outputs of one detector for real and fake; or [s, n, 2], of
-        its s seeds, whose figures are averaged in every resample.
+        its s seeds, whose metrics are averaged in every resample.
       logits_b: those of the other in the same shape, the images in the same order.
       groups: [n], of each image; None is a group each.
       metric: 'auc', 'average_precision', 'eer', 'tpr_at_fpr_0.01', 'tpr_at_fpr_0.001',
@@ -128,7 +128,7 @@ def paired_bootstrap(
       ValueError: shapes do not fit, or there is no such metric.
       UserError: a class is missing, or a logit is not finite.
     """
-    truth = metrics.check_labels(labels)
+    labels = metrics.check_labels(labels)
     if metric not in ("accuracy", *RANK_FIGURES):
         raise ValueError(f"Metric must be accuracy or of {RANK_FIGURES}: {metric!r}.")
     seeds = [
@@ -137,11 +137,11 @@ def paired_bootstrap(
     ]
 
     def of_seed(logits: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        ranking = metrics.ranking(truth, logits)
+        ranking = metrics.ranking(labels, logits)
         if metric == "accuracy":
-            right = ((ranking >= 0) == truth).astype(np.float64)
+            right = ((ranking >= 0) == labels).astype(np.float64)
             return lambda counts: counts @ right / counts.sum(axis=1)
-        ranks = Ranks(truth, ranking)
+        ranks = Ranks(labels, ranking)
         return lambda counts: ranks(counts, (metric,))[metric]
 
     of_a, of_b = ([of_seed(logits) for logits in found] for found in seeds)
@@ -153,10 +153,10 @@ def paired_bootstrap(
         return {"difference": a - b}
 
     found = [
-        float(np.mean([metrics.binary_metrics(truth, logits)[metric] for logits in s]))
+        float(np.mean([metrics.binary_metrics(labels, logits)[metric] for logits in s]))
         for s in seeds
     ]
-    drawn = bootstrap(truth, difference, groups, resamples=resamples, seed=seed)
+    drawn = bootstrap(labels, difference, groups, resamples=resamples, seed=seed)
     return {
         "metric": metric,
         "a": found[0],
@@ -175,22 +175,22 @@ class Curve(NamedTuple):
 
 
 class Ranks:
-    """The figures that depend on the order of the images, in many resamples at once.
+    """The metrics that depend on the order of the images, in many resamples at once.
 
     They are those of `metrics.binary_metrics` for the images as often as they were
     drawn.
     """
 
-    def __init__(self, truth: np.ndarray, ranking: np.ndarray):
+    def __init__(self, labels: np.ndarray, ranking: np.ndarray):
         """Sorts the images.
 
         Args:
-          truth: [n], real = 0 and fake = 1.
+          labels: [n], real = 0 and fake = 1.
           ranking: [n], higher for fake.
         """
         self._order = np.argsort(-ranking, kind="stable")
         ordered = ranking[self._order]
-        self._fake = truth[self._order] == 1
+        self._fake = labels[self._order] == 1
         # The last of those that are equal: a threshold parts no tie.
         self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
 
@@ -272,18 +272,18 @@ def _units(groups: Sequence[str] | np.ndarray | None) -> np.ndarray | None:
 
 
 def _draw(
-    truth: np.ndarray, units: np.ndarray | None, resamples: int, seed: int
+    labels: np.ndarray, units: np.ndarray | None, resamples: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Yields how often each image was drawn, [r, n] int64, of all resamples."""
     rng = np.random.default_rng(seed)
-    for start in range(0, resamples, step := max(1, _BLOCK // truth.size)):
+    for start in range(0, resamples, step := max(1, _BLOCK // labels.size)):
         rows = min(step, resamples - start)
         if units is not None:
             yield _counts(rng, rows, int(units.max()) + 1)[:, units]
             continue
-        counts = np.empty((rows, truth.size), np.int64)
+        counts = np.empty((rows, labels.size), np.int64)
         for label in (0, 1):
-            of_class = np.flatnonzero(truth == label)
+            of_class = np.flatnonzero(labels == label)
             counts[:, of_class] = _counts(rng, rows, of_class.size)
         yield counts
 

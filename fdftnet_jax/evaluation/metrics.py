@@ -86,17 +86,17 @@ def ranking(labels: npt.ArrayLike, logits: npt.ArrayLike) -> np.ndarray:
       ValueError: shapes do not fit, or a label is neither 0 nor 1.
       UserError: a class is missing, or a logit is not finite.
     """
-    truth = check_labels(labels)
+    labels = check_labels(labels)
     values = np.asarray(logits, np.float64)
-    if values.shape != (truth.size, 2):
+    if values.shape != (labels.size, 2):
         raise ValueError(
-            f"Logits must have shape {(truth.size, 2)}, found {values.shape}."
+            f"Logits must have shape {(labels.size, 2)}, found {values.shape}."
         )
     broken = int((~np.isfinite(values)).any(axis=1).sum())
     if broken:
         raise errors.UserError(
             f"Expected finite logits, found NaN or infinity for {broken} of "
-            f"{truth.size} images; the training probably diverged: train again with a "
+            f"{labels.size} images; the training probably diverged: train again with a "
             "lower learning rate."
         )
     return logit(values)
@@ -130,25 +130,25 @@ def binary_metrics(labels: npt.ArrayLike, logits: npt.ArrayLike) -> dict[str, An
       UserError: a class is missing, or a logit is not finite.
     """
     values = ranking(labels, logits)
-    truth = check_labels(labels)
+    labels = check_labels(labels)
     called_fake = values >= 0
     false_positive, true_positive, _ = metrics.roc_curve(
-        truth, values, drop_intermediate=False
+        labels, values, drop_intermediate=False
     )
     # Strictly increasing along the curve, from -1 to 1.
     excess = false_positive - (1 - true_positive)
     return {
-        "num_examples": truth.size,
-        "accuracy": float(metrics.accuracy_score(truth, called_fake)),
-        "auc": float(metrics.roc_auc_score(truth, values)),
-        "average_precision": float(metrics.average_precision_score(truth, values)),
+        "num_examples": labels.size,
+        "accuracy": float(metrics.accuracy_score(labels, called_fake)),
+        "auc": float(metrics.roc_auc_score(labels, values)),
+        "average_precision": float(metrics.average_precision_score(labels, values)),
         "eer": float(np.interp(0.0, excess, false_positive)),
         **{
-            f"tpr_at_fpr_{bound}": tpr_at_fpr(truth, values, bound)
+            f"tpr_at_fpr_{bound}": tpr_at_fpr(labels, values, bound)
             for bound in FPR_BOUNDS
         },
-        "loss": float(losses(truth, values).mean()),
-        "confusion": confusion(truth, called_fake),
+        "loss": float(losses(labels, values).mean()),
+        "confusion": confusion(labels, called_fake),
     }
 
 
@@ -187,9 +187,9 @@ def confusion(labels: npt.ArrayLike, called_fake: npt.ArrayLike) -> dict[str, in
     return {name: int(count) for name, count in zip(names, counts.ravel(), strict=True)}
 
 
-def losses(truth: np.ndarray, ranking: np.ndarray) -> np.ndarray:
+def losses(labels: np.ndarray, ranking: np.ndarray) -> np.ndarray:
     """The cross entropy of each image, [n], in nats."""
-    return np.logaddexp(0, np.where(truth == 1, -ranking, ranking))
+    return np.logaddexp(0, np.where(labels == 1, -ranking, ranking))
 
 
 def class_weights(labels: npt.ArrayLike, share_of_fake: float) -> np.ndarray:
@@ -203,10 +203,10 @@ def class_weights(labels: npt.ArrayLike, share_of_fake: float) -> np.ndarray:
       [n] float64: share_of_fake / (share of fakes) for a fake image, and likewise for a
       real one.
     """
-    truth = check_labels(labels)
-    found = truth.mean()
+    labels = check_labels(labels)
+    found = labels.mean()
     of_real, of_fake = (1 - share_of_fake) / (1 - found), share_of_fake / found
-    return np.where(truth == 1, of_fake, of_real)
+    return np.where(labels == 1, of_fake, of_real)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def calibration_bins(
       weights: [n], above 0, of the images in the means; None is 1 each.
       bins: at most this many.
     """
-    truth = np.asarray(labels, np.float64)
+    labels = np.asarray(labels, np.float64)
     found = np.asarray(probability, np.float64)
     weight = np.ones_like(found) if weights is None else np.asarray(weights, np.float64)
     # The last image of every bin but the last bin's.
@@ -255,7 +255,7 @@ def calibration_bins(
     count = np.bincount(of_bin)
     total, predicted, observed = (
         np.bincount(of_bin, weights=values)
-        for values in (weight, weight * found, weight * truth)
+        for values in (weight, weight * found, weight * labels)
     )
     return Bins(predicted / total, observed / total, total, count)
 

@@ -1,4 +1,4 @@
-"""What a scored split comes to: figures with intervals, in JSON, and rows in CSV.
+"""What a scored split comes to: metrics with intervals, in JSON, and rows in CSV.
 
 `report` returns, and `write` stores as `WORKDIR/evaluation/<name>-<split>.json`:
 
@@ -25,15 +25,16 @@
   verdicts           counts at the threshold
   bootstrap          how the intervals were made (`intervals.Bootstrap.describe`), seed
   generators         name -> its fakes against all real images: num_fake, few (fewer
-                     than `figures.FEW`), and as figures `auc` and `tpr_at_threshold`
+                     than `split_metrics.FEW`), and as in `figures` `auc` and
+                     `tpr_at_threshold`
   pooled             null, or the same by group: num_rows, num_real, num_fake, figures
                      (without probabilities), verdicts, bootstrap, generators
-  robustness         null, or the figures under image processing (`robustness`)
-    clean                    of the images as they are: as figures `auc`,
+  robustness         null, or the metrics under image processing (`robustness`)
+    clean                    of the images as they are: as in `figures` `auc`,
                              `tpr_at_threshold` and `fpr_at_threshold`
     operations               name -> {title, unit, strengths}: from mild to strong,
-                             {strength, figures}, the same figures in the same resamples
-  notes              what a reader should know before he trusts a figure
+                             {strength, figures}, the same metrics in the same resamples
+  notes              what a reader should know before trusting them
   environment        see `scoring.environment`
 
 Brier score and ECE are over images weighted so that fakes have the share that the
@@ -61,7 +62,13 @@ import numpy as np
 from scipy import special
 
 from fdftnet_jax.data import splits
-from fdftnet_jax.evaluation import figures, intervals, metrics, robustness, scoring
+from fdftnet_jax.evaluation import (
+    intervals,
+    metrics,
+    robustness,
+    scoring,
+    split_metrics,
+)
 from fdftnet_jax.records import Calibration
 from fdftnet_jax.run import Run
 
@@ -79,40 +86,42 @@ def report(
     resamples: int = intervals.RESAMPLES,
     seed: int = intervals.SEED,
 ) -> dict[str, Any]:
-    """The figures of a scored split, ready for JSON (see the module).
+    """The metrics of a scored split, ready for JSON (see the module).
 
     Args:
       scores: the split.
       calibration: of the checkpoint that scored it.
-      pool: whether to add figures by video.
+      pool: whether to add metrics by video.
       conditions: the logits of the same images under processing (`robustness.score`),
-        to add their figures.
+        to add their metrics.
       resamples: for the intervals.
       seed: of the resamples.
 
     Raises:
       UserError: a class is missing, or a logit is not finite.
     """
-    rows = figures.Rows.of(scores)
+    rows = split_metrics.Rows.of(scores)
     threshold = calibration.threshold_logit if calibration else 0.0
     probability = calibration.threshold_probability if calibration else 0.5
-    computed, bootstrap = figures.compute(
+    computed, bootstrap = split_metrics.compute(
         rows,
         threshold,
-        figures.probabilities(rows, calibration),
+        split_metrics.probabilities(rows, calibration),
         resamples=resamples,
         seed=seed,
     )
-    by_generator = figures.by_generator(rows, threshold, resamples=resamples, seed=seed)
+    by_generator = split_metrics.by_generator(
+        rows, threshold, resamples=resamples, seed=seed
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "dataset": scores.dataset,
         "split": scores.split,
         "data_directory": scores.directory,
         "checkpoint_step": scores.step,
-        "num_examples": int(rows.truth.size),
-        "num_real": int(np.sum(rows.truth == 0)),
-        "num_fake": int(np.sum(rows.truth == 1)),
+        "num_examples": int(rows.labels.size),
+        "num_real": int(np.sum(rows.labels == 0)),
+        "num_fake": int(np.sum(rows.labels == 1)),
         "num_groups": len(set(rows.groups)),
         "threshold": {
             "source": "calibration" if calibration else "score 0.5",
@@ -122,8 +131,8 @@ def report(
         },
         "calibration": calibration.to_dict() if calibration else None,
         "figures": computed,
-        "confusion": metrics.confusion(rows.truth, rows.ranking >= 0),
-        "verdicts": metrics.confusion(rows.truth, rows.ranking >= threshold),
+        "confusion": metrics.confusion(rows.labels, rows.ranking >= 0),
+        "verdicts": metrics.confusion(rows.labels, rows.ranking >= threshold),
         "bootstrap": bootstrap,
         "generators": by_generator,
         "pooled": _pooled(rows, threshold, resamples, seed) if pool else None,
@@ -154,7 +163,7 @@ def write(
     stem = run.evaluation_path(
         scores.dataset, scores.directory, scores.split, own=scores.own
     ).stem
-    rows = figures.Rows.of(scores)
+    rows = split_metrics.Rows.of(scores)
     described = [
         [record[k] for k in ("path", "group", "generator", "label")]
         for record in scores.records
@@ -170,7 +179,7 @@ def write(
         described = [
             list(row)
             for row in zip(
-                rows.groups, rows.generators, rows.truth, rows.sizes, strict=True
+                rows.groups, rows.generators, rows.labels, rows.sizes, strict=True
             )
         ]
         texts[f"{stem}_groups.csv"] = _table(
@@ -182,7 +191,7 @@ def write(
 def _table(
     names: list[str],
     described: list[list[Any]],
-    rows: figures.Rows,
+    rows: split_metrics.Rows,
     calibration: Calibration | None,
 ) -> str:
     file = io.StringIO()
@@ -204,20 +213,20 @@ def _table(
 
 
 def _pooled(
-    rows: figures.Rows, threshold: float, resamples: int, seed: int
+    rows: split_metrics.Rows, threshold: float, resamples: int, seed: int
 ) -> dict[str, Any]:
     videos = rows.pooled()
-    computed, bootstrap = figures.compute(
+    computed, bootstrap = split_metrics.compute(
         videos, threshold, {}, resamples=resamples, seed=seed
     )
     return {
-        "num_rows": int(videos.truth.size),
-        "num_real": int(np.sum(videos.truth == 0)),
-        "num_fake": int(np.sum(videos.truth == 1)),
+        "num_rows": int(videos.labels.size),
+        "num_real": int(np.sum(videos.labels == 0)),
+        "num_fake": int(np.sum(videos.labels == 1)),
         "figures": computed,
-        "verdicts": metrics.confusion(videos.truth, videos.ranking >= threshold),
+        "verdicts": metrics.confusion(videos.labels, videos.ranking >= threshold),
         "bootstrap": bootstrap,
-        "generators": figures.by_generator(
+        "generators": split_metrics.by_generator(
             videos, threshold, resamples=resamples, seed=seed
         ),
     }
@@ -226,14 +235,14 @@ def _pooled(
 def _notes(
     scores: scoring.Scores,
     calibration: Calibration | None,
-    rows: figures.Rows,
+    rows: split_metrics.Rows,
     computed: dict[str, Any],
     bootstrap: dict[str, Any],
     *,
     pool: bool,
 ) -> list[str]:
     notes = []
-    real = int(np.sum(rows.truth == 0))
+    real = int(np.sum(rows.labels == 0))
     for bound in metrics.FPR_BOUNDS:
         if real * bound < 1:
             notes.append(
@@ -246,7 +255,7 @@ def _notes(
         if figure["value"] in (0, 1) and figure["interval"] == [figure["value"]] * 2
     ]
     if exact:
-        fewer = min(real, rows.truth.size - real)
+        fewer = min(real, rows.labels.size - real)
         notes.append(
             f"the same in every resample: {', '.join(exact)}; an interval without "
             f"width is no certainty, {fewer} images of a class do not show an error "
@@ -269,6 +278,6 @@ def _notes(
             "validation chose the checkpoint and the threshold: on it both look better "
             "than they are"
         )
-    if pool and rows.pooled().truth.size == rows.truth.size:
-        notes.append("no group holds several images: pooled figures are the same")
+    if pool and rows.pooled().labels.size == rows.labels.size:
+        notes.append("no group holds several images: pooled metrics are the same")
     return notes

@@ -1,4 +1,4 @@
-"""What ordinary image processing does to a detector's figures.
+"""What ordinary image processing does to a detector's metrics.
 
 Every picture of a split is processed at its own size, before the network's view of it,
 by each operation and strength of `corruptions.OPERATIONS`, and scored.
@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fdftnet_jax.data import corruptions, forgery_faces, pipeline
-from fdftnet_jax.evaluation import figures, scoring
+from fdftnet_jax.evaluation import scoring, split_metrics
 
 # By operation and strength, the logits [n, 2] of a split in its order.
 Conditions = dict[str, dict[float, np.ndarray]]
@@ -89,7 +89,7 @@ def report(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of a split under every condition, ready for JSON.
+    """The metrics of a split under every condition, ready for JSON.
 
     Args:
       scores: of the split as it is.
@@ -106,8 +106,8 @@ def report(
     """
 
     def of(logits: np.ndarray) -> dict[str, Any]:
-        rows = figures.Rows.of(dataclasses.replace(scores, logits=logits))
-        computed, _ = figures.compute(
+        rows = split_metrics.Rows.of(dataclasses.replace(scores, logits=logits))
+        computed, _ = split_metrics.compute(
             rows, threshold, {}, resamples=resamples, seed=seed, only=FIGURES
         )
         return computed

@@ -16,7 +16,7 @@ import numpy as np
 
 from fdftnet_jax.data import forgery_faces, pipeline, preprocess
 from fdftnet_jax.evaluation import metrics
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
 
@@ -86,7 +86,7 @@ class Network:
         self.preprocessing = record.preprocessing
         apply = registry.build(record.model).apply
         self._eval_step = steps.pmap_eval_step(
-            precision.computing_in(record.model["dtype"], apply),
+            registry.computing_in(record.model["dtype"], apply),
             functools.partial(preprocess.scale, scaling=self.preprocessing.scaling),
         )
         devices = jax.device_count()

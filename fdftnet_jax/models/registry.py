@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import own_backbone, squeezenet, xception
@@ -14,6 +16,9 @@ from fdftnet_jax.models.fdftnet import FDFtNet
 from fdftnet_jax.models.linear import LinearClassifier
 from fdftnet_jax.models.resnet_v2 import ResNet50V2
 from fdftnet_jax.models.shallownet import ShallowNetV3
+
+# What a network may compute in; its parameters are float32.
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,3 +174,34 @@ def _registered(name: str) -> Backbone:
             "own is given as MODULE:ATTRIBUTE"
         )
     return BACKBONES[name]
+
+
+def computing_in(dtype: str, apply: Callable[..., Any]) -> Callable[..., Any]:
+    """A network's apply function, computing in another dtype.
+
+    Parameters and images are rounded on their way in, so that gradients arrive in
+    float32 at float32 parameters. Batch statistics, sums over a batch and the softmax
+    of the attention are in float32 in the layers themselves; the logits come out in
+    float32.
+
+    Args:
+      dtype: one of `DTYPES`.
+      apply: `(variables, images, ...) -> logits`, or `(logits, updates)` with
+        `mutable=`.
+
+    Returns:
+      A function of the same arguments and results.
+    """
+    if dtype == "float32":
+        return apply
+
+    def rounded(variables, images, **kwargs):
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
+        variables = {**variables, "params": params}
+        found = apply(variables, images.astype(dtype), **kwargs)
+        if not kwargs.get("mutable"):
+            return found.astype(jnp.float32)
+        logits, updates = found
+        return logits.astype(jnp.float32), updates
+
+    return rounded

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fdftnet_jax.evaluation import scoring
-from fdftnet_jax.reporting import definitions, page
+from fdftnet_jax.reporting import page, wording
 
 # What the tables of grids call by these words.
 _WORDS = {
     "accuracy": "The share of the test images that are called what they are, where a "
     "score of 0.5 or more is called fake, in percent.",
-    "AUROC": f"{definitions.FIGURES['auc'][1]} Here in percent.",
+    "AUROC": f"{wording.METRICS['auc'][1]} Here in percent.",
     "seeds": "How often the whole of it was repeated from other random numbers: new "
     "layers, order of the images, augmentation.",
     "interval over seeds": "Of the mean, by Student's t: where other seeds would put "
@@ -62,7 +62,7 @@ def write(
         parts.append(page.Figures(figures))
     opening: list[page.Part] = [page.Text(text) for text in about]
     if notes:
-        opening.append(page.Notes("Before you trust these figures", notes))
+        opening.append(page.Notes("Before you trust these numbers", notes))
     broken = [f"{name}: {reason}" for name, reason in failures.items()]
     sections = [
         page.Section("Results", parts),

@@ -1,4 +1,4 @@
-"""The figures of Jeon, Bang and Woo (2020) to print beside ours, in percent.
+"""The results of Jeon, Bang and Woo (2020) to print beside ours, in percent.
 
 Data sets and backbones have our names: the paper's Deepfake is `deepfakes`, its
 ResNetV2 `resnet50v2`.

@@ -124,8 +124,8 @@ def roc_figure(
         axes = figure.subplots()
         lines = []
         for i, (name, (labels, scores)) in enumerate(curves.items()):
-            truth = metrics.check_labels(labels)
-            false_positive, true_positive, _ = sklearn_metrics.roc_curve(truth, scores)
+            labels = metrics.check_labels(labels)
+            false_positive, true_positive, _ = sklearn_metrics.roc_curve(labels, scores)
             area = sklearn_metrics.auc(false_positive, true_positive)
             lines += axes.plot(
                 false_positive,
@@ -137,7 +137,7 @@ def roc_figure(
             )
             if name in marked:
                 called = np.asarray(scores) >= marked[name]
-                rates = [called[truth == label].mean() for label in (0, 1)]
+                rates = [called[labels == label].mean() for label in (0, 1)]
                 axes.plot(*rates, "o", color=_line(i)["color"], zorder=4, clip_on=False)
         if marked:
             lines.append(Line2D([], [], label="at the threshold", **DOT))

@@ -1,7 +1,7 @@
 """`WORKDIR/report.html`: what an evaluation found, for those it must convince.
 
 One page (see `page`) on the split that was evaluated last: the verdict in a sentence,
-figures with their intervals, plots, the most wrong images, what the Fine-Tune
+metrics with their intervals, plots, the most wrong images, what the Fine-Tune
 Transformer attends to, definitions, and what is needed to make all of it again. It
 holds small copies of test images and the paths of the data.
 """
@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fdftnet_jax.evaluation import figures, scoring
+from fdftnet_jax.evaluation import scoring, split_metrics
 from fdftnet_jax.records import Calibration, CheckpointRecord
 from fdftnet_jax.reporting import (
-    definitions,
     page,
     plots,
     report_images,
@@ -54,13 +53,13 @@ def write(
       UserError: the disk is full or read-only.
     """
     record = run.best
-    rows = figures.Rows.of(scores)
+    rows = split_metrics.Rows.of(scores)
     network = _network(record)
     threshold = float(report["threshold"]["logit"])
     temperature = calibration.temperature if calibration else 1.0
     shown = report_images.Shown(scores, rows, calibration, threshold, temperature)
     sections = [
-        page.Section("Figures", list(_figures(report))),
+        page.Section("Metrics", list(_metrics(report))),
         page.Section("What a verdict is worth", list(_worth(report))),
         page.Section("Plots", list(report_plots.of_scores(report, rows, calibration))),
         page.Section("After image processing", list(report_plots.robustness(report))),
@@ -136,9 +135,9 @@ def _opening(
     )
     notes = [wording.sentence(note) for note in report["notes"]]
     if not report["data_directory"]:
-        notes.insert(0, definitions.TOY)
+        notes.insert(0, wording.TOY)
     if notes:
-        yield page.Notes("Before you trust these figures", notes)
+        yield page.Notes("Before you trust these numbers", notes)
 
 
 def _is_new(scores: scoring.Scores, record: CheckpointRecord) -> bool:
@@ -165,19 +164,17 @@ def _words(
     else:
         text += "Nothing was calibrated; that is where both classes are as likely."
     interval = (
-        f"{definitions.WORDS['Interval']} Here: {bootstrap['resamples']:,} resamples "
+        f"{wording.WORDS['Interval']} Here: {bootstrap['resamples']:,} resamples "
         f"of {bootstrap['num_units']:,} {bootstrap['unit']}s, "
         f"{'by class' if bootstrap['stratified_by_class'] else 'of both classes'}, "
         f"the middle {bootstrap['level']:.0%} of the values."
     )
     found = report["figures"]
-    titles = dict(
-        definitions.FIGURES[name] for name in definitions.FIGURES if name in found
-    )
-    return {**definitions.WORDS, "Threshold": text, "Interval": interval, **titles}
+    titles = dict(wording.METRICS[name] for name in wording.METRICS if name in found)
+    return {**wording.WORDS, "Threshold": text, "Interval": interval, **titles}
 
 
-def _figures(report: Mapping[str, Any]) -> Iterator[page.Part]:
+def _metrics(report: Mapping[str, Any]) -> Iterator[page.Part]:
     bootstrap = report["bootstrap"]
     interval = f"{bootstrap['level']:.0%} interval"
     how = (
@@ -203,10 +200,10 @@ def _figures(report: Mapping[str, Any]) -> Iterator[page.Part]:
 def _figure_table(found: Mapping[str, Any], interval: str, caption: str) -> page.Table:
     rows = [
         (page.Term(title, meaning), *wording.figure(found[name]))
-        for name, (title, meaning) in definitions.FIGURES.items()
+        for name, (title, meaning) in wording.METRICS.items()
         if name in found
     ]
-    heads = ("figure", "value", page.Term(interval, definitions.WORDS["Interval"]))
+    heads = ("figure", "value", page.Term(interval, wording.WORDS["Interval"]))
     return page.Table(caption, heads, rows)
 
 
@@ -230,7 +227,7 @@ def _generators(found: Mapping[str, Any], interval: str) -> page.Table | None:
         cells = [*wording.figure(of["auc"]), *wording.figure(of["tpr_at_threshold"])]
         rows.append((name, f"{of['num_fake']:,}" + " (few)" * of["few"], *cells))
     caption = "Each generator's fakes against all real images."
-    found_title = definitions.FIGURES["tpr_at_threshold"][0]
+    found_title = wording.METRICS["tpr_at_threshold"][0]
     heads = ("generator", "fakes", "AUROC", interval, found_title, interval)
     return page.Table(caption, heads, rows)
 
@@ -297,7 +294,7 @@ def _records(run: Run, report: Mapping[str, Any]) -> Iterator[page.Part]:
     else:
         yield page.Text("The workdir holds no config.json.")
     text = json.dumps(report, indent=2)
-    yield page.Record("All figures as JSON", text, printed=False)
+    yield page.Record("All metrics as JSON", text, printed=False)
 
 
 def _evaluations(run: Run) -> page.Table | None:

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy import special
 
 from fdftnet_jax.data import images, preprocess, splits
-from fdftnet_jax.evaluation import figures, scoring
+from fdftnet_jax.evaluation import scoring, split_metrics
 from fdftnet_jax.models import explanation, fdftnet, registry
 from fdftnet_jax.records import Calibration, CheckpointRecord
-from fdftnet_jax.reporting import definitions, page
+from fdftnet_jax.reporting import page, wording
 
 NUM_WRONG = 40
 # Of each class, right and wrong.
@@ -37,7 +37,7 @@ class Shown:
     """
 
     scores: scoring.Scores
-    rows: figures.Rows
+    rows: split_metrics.Rows
     calibration: Calibration | None
     threshold: float
     temperature: float
@@ -49,7 +49,7 @@ class Shown:
         Calibrated; below 0 for an image that is called what it is.
         """
         beyond = (self.rows.ranking - self.threshold) / self.temperature
-        return np.where(self.rows.truth == 1, -beyond, beyond)
+        return np.where(self.rows.labels == 1, -beyond, beyond)
 
     @property
     def called(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class Shown:
 
     def tile(self, index: int, pictures: Sequence[page.Picture]) -> page.Tile:
         """Pictures of an image with its label, verdict, score and path."""
-        label = splits.CLASSES[self.rows.truth[index]]
+        label = splits.CLASSES[self.rows.labels[index]]
         verdict = splits.CLASSES[int(self.called[index])]
         logit = self.rows.ranking[index]
         lines = [f"score {_percent(special.expit(logit))}"]
@@ -92,12 +92,12 @@ def most_wrong(
         return []
     margins = shown.margins
     order = np.argsort(-margins, kind="stable")[:NUM_WRONG].tolist()
-    wrong = shown.called != (shown.rows.truth == 1)
+    wrong = shown.called != (shown.rows.labels == 1)
     total = int(wrong.sum())
     as_seen = preprocessing.view == "resize" and preprocessing.size <= _SIDE
     tiles = []
     for index in order:
-        label = splits.CLASSES[shown.rows.truth[index]]
+        label = splits.CLASSES[shown.rows.labels[index]]
         image = shown.decode(index)
         source = _source(preprocessing(image) if as_seen else image)
         picture = page.Picture(source, f"{label} image number {index + 1}")
@@ -154,7 +154,7 @@ def attention(
     ]
     tiles = []
     for place, index in enumerate(chosen):
-        label = splits.CLASSES[shown.rows.truth[index]]
+        label = splits.CLASSES[shown.rows.labels[index]]
         pictures = [page.Picture(_source(views[place]), f"{label} image", "image")]
         for number, stage in enumerate(maps, 1):
             weights = stage[place]
@@ -169,7 +169,7 @@ def attention(
                 )
             )
         tiles.append(shown.tile(index, pictures))
-    term = page.Term("gamma", definitions.WORDS["gamma"])
+    term = page.Term("gamma", wording.WORDS["gamma"])
     return [
         page.Table("Stages.", ("stage", "positions", term), rows),
         page.Images(
@@ -185,11 +185,11 @@ def attention(
 
 def _examples(shown: Shown) -> list[int]:
     """Of each class some that are right and some that are wrong, the clearest ones."""
-    right = shown.called == (shown.rows.truth == 1)
+    right = shown.called == (shown.rows.labels == 1)
     chosen: list[int] = []
     for label in (0, 1):
         for kind in (right, ~right):
-            (indices,) = np.nonzero(kind & (shown.rows.truth == label))
+            (indices,) = np.nonzero(kind & (shown.rows.labels == label))
             order = np.argsort(-np.abs(shown.margins[indices]), kind="stable")
             chosen += indices[order[:_NUM_ATTENDED]].tolist()
     return chosen

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fdftnet_jax.evaluation import figures, metrics
+from fdftnet_jax.evaluation import metrics, split_metrics
 from fdftnet_jax.records import Calibration
 from fdftnet_jax.reporting import (
-    definitions,
     page,
     plots,
     robustness_plot,
@@ -18,7 +17,7 @@ from fdftnet_jax.run import Run
 
 def of_scores(
     report: Mapping[str, Any],
-    rows: figures.Rows,
+    rows: split_metrics.Rows,
     calibration: Calibration | None,
 ) -> Iterator[page.Part]:
     """ROC and DET curve, histograms and reliability diagram.
@@ -34,15 +33,15 @@ def of_scores(
         for name in ("tpr_at_threshold", "fpr_at_threshold")
     )
     name = f"{report['dataset']}, {report['split']}"
-    curves = {name: (rows.truth, rows.ranking)}
+    curves = {name: (rows.labels, rows.ranking)}
     log_odds, at, which = rows.ranking, threshold, "raw"
     if calibration:
         log_odds = rows.ranking / calibration.temperature + calibration.shift
         at = threshold / calibration.temperature + calibration.shift
         which = "calibrated"
     series = {
-        which: metrics.calibration_bins(rows.truth, probability, weights)
-        for which, (probability, weights) in figures.probabilities(
+        which: metrics.calibration_bins(rows.labels, probability, weights)
+        for which, (probability, weights) in split_metrics.probabilities(
             rows, calibration
         ).items()
     }
@@ -57,7 +56,7 @@ def of_scores(
             "for every threshold. The nearer to the upper left corner, the better.",
         ),
         page.Figure(
-            plots.svg(score_plots.det_figure(rows.truth, rows.ranking, threshold)),
+            plots.svg(score_plots.det_figure(rows.labels, rows.ranking, threshold)),
             f"DET curve through the equal error rate of {found['eer']['value']:.3f}; "
             f"at the threshold {alarms} of the real images are called fake.",
             "DET: both errors against each other, on axes of normal deviates, which "
@@ -65,7 +64,7 @@ def of_scores(
             "rate of 0 stands at half an image.",
         ),
         page.Figure(
-            plots.svg(score_plots.histogram_figure(rows.truth, log_odds, at)),
+            plots.svg(score_plots.histogram_figure(rows.labels, log_odds, at)),
             f"Histograms of the {which} P(fake) of real and of fake images; {hits} of "
             f"the fake and {alarms} of the real ones lie at or above the threshold.",
             f"Scores: the {which} P(fake) of both classes, on an axis of log odds. "
@@ -112,7 +111,7 @@ def robustness(report: Mapping[str, Any]) -> Iterator[page.Part]:
     heads = (
         "processing",
         "strength",
-        *(definitions.FIGURES[name][0] for name in names),
+        *(wording.METRICS[name][0] for name in names),
     )
     yield page.Table("Values with their intervals.", heads, rows, text_columns=2)
 

@@ -42,16 +42,16 @@ def det_figure(
       ValueError: labels other than 0 and 1.
       UserError: a class is missing.
     """
-    truth, values = metrics.check_labels(labels), np.asarray(ranking, np.float64)
+    labels, values = metrics.check_labels(labels), np.asarray(ranking, np.float64)
     false_positive, missed, _ = sklearn_metrics.det_curve(
-        truth, values, drop_intermediate=True
+        labels, values, drop_intermediate=True
     )
     called = values >= threshold
-    point = (called[truth == 0].mean(), 1 - called[truth == 1].mean())
+    point = (called[labels == 0].mean(), 1 - called[labels == 1].mean())
     # The curve of scikit-learn leaves out its ends, where a rate is 0.
     false_positive = np.concatenate([[1.0], false_positive, [0.0]])
     missed = np.concatenate([[0.0], missed, [1.0]])
-    half = 0.5 / np.bincount(truth)
+    half = 0.5 / np.bincount(labels)
 
     def place(rates: npt.ArrayLike, label: int) -> np.ndarray:
         return stats.norm.ppf(np.clip(rates, half[label], 1 - half[label]))
@@ -112,7 +112,7 @@ def histogram_figure(
       ValueError: labels other than 0 and 1.
       UserError: a class is missing.
     """
-    truth = metrics.check_labels(labels)
+    labels = metrics.check_labels(labels)
     values = np.clip(np.asarray(log_odds, np.float64), -_FURTHEST, _FURTHEST)
     line = float(np.clip(threshold, -_FURTHEST, _FURTHEST))
     low, high = (f(np.append(values, line)) for f in (np.min, np.max))
@@ -128,7 +128,7 @@ def histogram_figure(
         for label, (name, colour, hatch) in enumerate(
             (("real", REAL, ""), ("fake", FAKE, "////"))
         ):
-            share, _ = np.histogram(values[truth == label], edges)
+            share, _ = np.histogram(values[labels == label], edges)
             keys.append(
                 axes.stairs(
                     share / share.sum(),

@@ -1,16 +1,118 @@
-"""Numbers as words that a reader without statistics understands."""
+"""The words of a report: titles and definitions, and numbers for any reader."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from fdftnet_jax.reporting import definitions
+# Figure of `evaluation.results` -> its title, and what it is.
+METRICS = {
+    "auc": (
+        "AUROC",
+        "Area under the ROC curve: how often a fake image, drawn at random, has a "
+        "higher score than a real one (ties count half). 0.5 is chance, 1 is perfect; "
+        "no threshold is involved.",
+    ),
+    "average_precision": (
+        "average precision (AP)",
+        "The area under the curve of precision (the share of fakes among the images "
+        "called fake) against recall, without interpolation. Chance is the share of "
+        "fakes in the test, and so it cannot be compared between tests.",
+    ),
+    "eer": (
+        "equal error rate (EER)",
+        "The error rate at the threshold where as large a share of the real images is "
+        "called fake as of the fake ones real. 0.5 is chance, 0 is perfect. The "
+        "threshold is chosen on these very images, as a summary of the curve.",
+    ),
+    "tpr_at_fpr_0.01": (
+        "TPR at FPR 1 %",
+        "The largest share of the fakes that some threshold finds while at most 1 % of "
+        "the real images are called fake. Without interpolation: with fewer than 100 "
+        "real images none may be.",
+    ),
+    "tpr_at_fpr_0.001": (
+        "TPR at FPR 0.1 %",
+        "The same at 0.1 %; it takes at least 1,000 real images to tell that from "
+        "none.",
+    ),
+    "accuracy": (
+        "accuracy at score 0.5",
+        "The share of the images that are called what they are where a raw score of "
+        "0.5 or more is called fake. It depends on how many fakes the test holds.",
+    ),
+    "accuracy_at_threshold": (
+        "accuracy at the threshold",
+        "The share of the images that are called what they are at the detector's "
+        "threshold. It depends on how many fakes the test holds.",
+    ),
+    "tpr_at_threshold": (
+        "fakes found at the threshold",
+        "The true positive rate: the share of the fake images that are called fake at "
+        "the detector's threshold.",
+    ),
+    "fpr_at_threshold": (
+        "false alarms at the threshold",
+        "The false positive rate: the share of the real images that are called fake at "
+        "the detector's threshold.",
+    ),
+    "loss": (
+        "cross entropy, nats",
+        "The mean of -log of the probability that the raw score gives to what the "
+        "image is. 0 is perfect; saying 50 % every time has 0.693.",
+    ),
+    "brier_raw": (
+        "Brier score, raw",
+        "The mean of (P(fake) - label) squared, of the raw score; images are weighted "
+        "so that fakes have the share they had in training. 0 is perfect; saying 50 % "
+        "every time has 0.25.",
+    ),
+    "brier_calibrated": (
+        "Brier score, calibrated",
+        "The same of the calibrated P(fake), weighted to the share of fakes that the "
+        "calibration assumes.",
+    ),
+    "ece_raw": (
+        "calibration error, raw",
+        "Expected calibration error (ECE) of the raw score: images are put in order of "
+        "P(fake) and cut into at most 15 bins of equally many; in each the share of "
+        "fakes is compared with the mean P(fake), and the differences are averaged. It "
+        "is above 0 by chance, and has no interval, since it grows in a resample.",
+    ),
+    "ece_calibrated": (
+        "calibration error, calibrated",
+        "The same of the calibrated P(fake).",
+    ),
+}
+WORDS = {
+    "Positive": "A fake image: label 1. Real is label 0, the negative. A true positive "
+    "is a fake that is called fake, a false positive a real image that is called fake.",
+    "Score": "What the network gives: P(fake) = softmax(logits), raw, between 0 and 1. "
+    "Its log odds z = logit(fake) - logit(real) order the images in the same way and "
+    "do not saturate.",
+    "Calibrated P(fake)": "1 / (1 + exp(-(z / T + shift))). The temperature T was "
+    "fitted on the validation images; the shift corrects by Bayes' rule from the share "
+    "of fakes in training to the share that is assumed among the pictures to be "
+    "judged. It changes how sure a verdict is, not which it is.",
+    "Interval": "Percentile bootstrap: the images of the test are drawn again, with "
+    "replacement, and every figure is computed anew in each resample; the interval "
+    "holds the middle of the values. Where groups hold several images (videos, "
+    "persons), whole groups are drawn. It tells of other images of the same kind, and "
+    "not of another training, other forgeries or other cameras.",
+    "Group": "Images that belong together, such as the frames of a video or the "
+    "pictures of a person; a group is never on both sides of a split.",
+    "Validation": "Images held back from training, by which the best checkpoint, the "
+    "temperature and the threshold were chosen.",
+    "gamma": "In each stage of the Fine-Tune Transformer the output of the attention, "
+    "times gamma, is added to its input. Near 0, what is attended to hardly counts.",
+}
+TOY = (
+    "Toy pictures, drawn by this program: a figure on them says nothing about real "
+    "forgeries."
+)
 
 # Longer names first: some begin with others.
 _NAME = re.compile(
-    r"\b("
-    + "|".join(map(re.escape, sorted(definitions.FIGURES, key=len, reverse=True)))
-    + r")\b"
+    r"\b(" + "|".join(map(re.escape, sorted(METRICS, key=len, reverse=True))) + r")\b"
 )
 
 
@@ -63,6 +165,6 @@ def bracketed(found: Mapping[str, Any]) -> str:
 
 
 def sentence(note: str) -> str:
-    """A note as a sentence of its own, which calls figures by their titles."""
-    note = _NAME.sub(lambda found: definitions.FIGURES[found[0]][0], note)
+    """A note as a sentence of its own, which calls metrics by their titles."""
+    note = _NAME.sub(lambda found: METRICS[found[0]][0], note)
     return f"{note[0].upper()}{note[1:]}."

@@ -22,7 +22,7 @@ import numpy as np
 
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import counting, precision, registry
+from fdftnet_jax.models import counting, registry
 from fdftnet_jax.training import freezing, initialization, optimizer, steps
 
 # Mode -> what one step of it is called.
@@ -98,7 +98,7 @@ def make_work(
     schedule = optimizer.schedule(config.optimizer, steps=1000, steps_per_epoch=100)
     model = registry.build(described, axis_name=steps.AXIS)
     task = steps.Task(
-        apply=precision.computing_in(config.dtype, model.apply),
+        apply=registry.computing_in(config.dtype, model.apply),
         scale=preprocess.scale,
         augment=None,
         l2=registry.l2_weights(described),

@@ -9,7 +9,7 @@ import ml_collections
 from fdftnet_jax import checks
 from fdftnet_jax.data import preprocess, splits, toy
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.paper_sets import faceforensics, sets
 from fdftnet_jax.training import freezing, run_data
 
@@ -63,7 +63,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "class_balance": run_data.BALANCES,
     "new_weights": (False, True),
     "trainable": freezing.PHASES,
-    "dtype": precision.DTYPES,
+    "dtype": registry.DTYPES,
     "calibration.rule": ("eer", "fpr"),
     "augment.flip": (False, True),
 }

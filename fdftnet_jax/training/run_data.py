@@ -220,7 +220,7 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         )
         if not drop:
             raise UserError(
-                f"{told}: figures on them would be too good; remove them from one of "
+                f"{told}: metrics on them would be too good; remove them from one of "
                 "the folders, or --config.data.duplicates=drop does not train on them"
             )
         seen = "; the weights that the run starts from have seen them" * (part is old)

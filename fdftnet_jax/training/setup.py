@@ -13,7 +13,7 @@ import optax
 
 from fdftnet_jax.data import augment, pipeline, preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import precision, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.records import CheckpointRecord, Progress
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import (
@@ -190,7 +190,7 @@ def _task(
     phase: freezing.Phase,
 ) -> steps.Task:
     return steps.Task(
-        apply=precision.computing_in(
+        apply=registry.computing_in(
             config.dtype, functools.partial(net.apply, **phase.options)
         ),
         scale=functools.partial(preprocess.scale, scaling=net.preprocessing.scaling),

@@ -1,4 +1,4 @@
-"""The figures of images or videos with their intervals, as plain numbers for JSON."""
+"""The metrics of images or videos with their intervals, as plain numbers for JSON."""
 
 import dataclasses
 from typing import Any
@@ -18,14 +18,14 @@ class Rows:
     """Images, or videos.
 
     Attributes:
-      truth: [n] int64, real = 0 and fake = 1.
+      labels: [n] int64, real = 0 and fake = 1.
       ranking: [n] float64, logits of the scores.
       groups: [n] str.
       generators: [n] str, '' for real ones.
       sizes: [n] int64, number of images.
     """
 
-    truth: np.ndarray
+    labels: np.ndarray
     ranking: np.ndarray
     groups: np.ndarray
     generators: np.ndarray
@@ -43,20 +43,20 @@ class Rows:
             np.array([record[name] for record in scores.records])
             for name in ("group", "generator")
         )
-        truth = metrics.check_labels(scores.labels)
-        return cls(truth, ranking, groups, generators, np.ones_like(truth))
+        labels = metrics.check_labels(scores.labels)
+        return cls(labels, ranking, groups, generators, np.ones_like(labels))
 
     def pooled(self) -> "Rows":
         """One row for all of a group, class and generator, in order of appearance."""
-        keys = zip(self.groups, self.truth, self.generators, strict=True)
+        keys = zip(self.groups, self.labels, self.generators, strict=True)
         numbers: dict[tuple[str, int, str], int] = {}
         of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
         sizes = np.bincount(of_row, weights=self.sizes).astype(np.int64)
         total = np.bincount(of_row, weights=self.ranking * self.sizes)
-        groups, truth, generators = (
+        groups, labels, generators = (
             np.array(column) for column in zip(*numbers, strict=True)
         )
-        return Rows(truth, total / sizes, groups, generators, sizes)
+        return Rows(labels, total / sizes, groups, generators, sizes)
 
     def where(self, chosen: np.ndarray) -> "Rows":
         """The rows of a mask, [n] bool."""
@@ -71,10 +71,10 @@ def probabilities(
     if calibration is None:
         return {"raw": (raw, np.ones_like(raw))}
     return {
-        "raw": (raw, metrics.class_weights(rows.truth, calibration.training_prior)),
+        "raw": (raw, metrics.class_weights(rows.labels, calibration.training_prior)),
         "calibrated": (
             calibration.probability(rows.ranking),
-            metrics.class_weights(rows.truth, calibration.prior),
+            metrics.class_weights(rows.labels, calibration.prior),
         ),
     }
 
@@ -96,25 +96,25 @@ def compute(
       probabilities: see `probabilities`.
       resamples: how many.
       seed: of the draws.
-      only: the names of the figures, by default all.
+      only: the names of the metrics, by default all.
     """
-    truth, ranking = rows.truth, rows.ranking
-    real, fake = truth == 0, truth == 1
+    labels, ranking = rows.labels, rows.ranking
+    real, fake = labels == 0, labels == 1
     called = ranking >= threshold
-    every = np.ones(truth.size)
+    every = np.ones(labels.size)
     # Means over the images: values and weights.
     means = {
-        "accuracy": ((ranking >= 0) == truth, every),
-        "accuracy_at_threshold": (called == truth, every),
+        "accuracy": ((ranking >= 0) == labels, every),
+        "accuracy_at_threshold": (called == labels, every),
         "tpr_at_threshold": (called, fake),
         "fpr_at_threshold": (called, real),
-        "loss": (metrics.losses(truth, ranking), every),
+        "loss": (metrics.losses(labels, ranking), every),
     }
     for name, (probability, weights) in probabilities.items():
-        means[f"brier_{name}"] = ((probability - truth) ** 2, weights)
+        means[f"brier_{name}"] = ((probability - labels) ** 2, weights)
     means = {k: v for k, v in means.items() if not only or k in only}
     ranked = tuple(k for k in intervals.RANK_FIGURES if not only or k in only)
-    ranks = intervals.Ranks(truth, ranking)
+    ranks = intervals.Ranks(labels, ranking)
     weight = np.stack([np.asarray(w, np.float64) for _, w in means.values()], axis=1)
     weighted = weight * np.stack([v for v, _ in means.values()], axis=1)
 
@@ -125,21 +125,21 @@ def compute(
         return found | ranks(counts, ranked)
 
     drawn = intervals.bootstrap(
-        truth, resampled, rows.groups, resamples=resamples, seed=seed
+        labels, resampled, rows.groups, resamples=resamples, seed=seed
     )
     logits = np.stack([np.zeros_like(ranking), ranking], axis=1)
-    points = metrics.binary_metrics(truth, logits)
+    points = metrics.binary_metrics(labels, logits)
     values = {name: points[name] for name in ranked}
     averages = weighted.sum(axis=0) / weight.sum(axis=0)
     values |= zip(means, averages.tolist(), strict=True)
-    figures = {
+    values = {
         name: {"value": value, "interval": drawn.interval(name)}
         for name, value in values.items()
     }
     for name, (probability, weights) in probabilities.items():
-        error = metrics.calibration_error(truth, probability, weights)
-        figures[f"ece_{name}"] = {"value": error, "interval": None}
-    return figures, {**drawn.describe(), "seed": seed}
+        error = metrics.calibration_error(labels, probability, weights)
+        values[f"ece_{name}"] = {"value": error, "interval": None}
+    return values, {**drawn.describe(), "seed": seed}
 
 
 def by_generator(
@@ -158,9 +158,9 @@ def by_generator(
       intervals, and the number of resamples `without_a_class`.
     """
     found = {}
-    for name in sorted(set(rows.generators[rows.truth == 1])):
-        part = rows.where((rows.truth == 0) | (rows.generators == name))
-        number = int(part.truth.sum())
+    for name in sorted(set(rows.generators[rows.labels == 1])):
+        part = rows.where((rows.labels == 0) | (rows.generators == name))
+        number = int(part.labels.sum())
         only = ("auc", "tpr_at_threshold")
         computed, bootstrap = compute(
             part, threshold, {}, only=only, resamples=resamples, seed=seed
