@@ -10,12 +10,12 @@ import sys
 import small_runs
 
 from experiments import launch
-from fdftnet_jax.training import epoch
+from fdftnet_jax.training import feed
 
 
 def main():
     stopped_in = int(sys.argv.pop(1))
-    take, calls = epoch.Feed.take, []
+    take, calls = feed.Feed.take, []
 
     def told(self, number):
         indices, batch = take(self, number)
@@ -25,7 +25,7 @@ def main():
             signal.raise_signal(signal.SIGTERM)
         return indices, batch
 
-    epoch.Feed.take = told
+    feed.Feed.take = told
     launch.run_training(f"configs/pretrain.py:{small_runs.BACKBONE},toy")
 
 

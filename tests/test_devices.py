@@ -16,7 +16,7 @@ import small_runs
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import pipeline
 from fdftnet_jax.errors import Interrupted
-from fdftnet_jax.training import epoch, loop, steps
+from fdftnet_jax.training import feed, loop, steps
 
 HERE = Path(__file__).parent
 
@@ -87,12 +87,12 @@ def test_steps_of_one_call_are_those_of_several():
     model = small_runs.model_config("classifier")
     task, start = small_runs.task(model, "all")
     train, _ = steps.pmap_steps(task)
-    one_by_one = epoch.Feed(batches_of(8))
+    one_by_one = feed.Feed(batches_of(8))
     state, found = steps.replicate(start), []
     for _ in range(4):
         state, metrics = train(state, one_by_one.take(1)[1])
         found.append(steps.unreplicate(metrics))
-    indices, stacked = epoch.Feed(batches_of(8)).take(4)
+    indices, stacked = feed.Feed(batches_of(8)).take(4)
     np.testing.assert_array_equal(indices, np.arange(32).reshape(4, 8))
     at_once, metrics = train(steps.replicate(start), stacked)
     expected = jax.tree.map(lambda *values: np.stack(values), *found)
@@ -123,7 +123,7 @@ def test_a_signal_stops_between_two_calls(
     called_for_three, cache_dir, tmp_path, monkeypatch
 ):
     config = small_runs.config(cache_dir, steps_per_call=3)
-    take, calls = epoch.Feed.take, []
+    take, calls = feed.Feed.take, []
 
     def signalled(self, number):
         calls.append(number)
@@ -132,7 +132,7 @@ def test_a_signal_stops_between_two_calls(
         return take(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(epoch.Feed, "take", signalled)
+        patch.setattr(feed.Feed, "take", signalled)
         with pytest.raises(Interrupted, match="after step 7"):
             small_runs.run(config, tmp_path)
     assert calls == [3, 1, 3]
@@ -164,11 +164,11 @@ def source_of(number):
 @pytest.mark.parametrize("number", [1, 3])
 def test_kept_views_are_those_that_would_be_sent(number):
     source = source_of(20)
-    sent = epoch.Feed(pipeline.train_batches([(source, 1.0)], 8, seed=3, threads=0))
-    rows, views = epoch.resident(source, threads=2)
+    sent = feed.Feed(pipeline.train_batches([(source, 1.0)], 8, seed=3, threads=0))
+    rows, views = feed.resident(source, threads=2)
     assert len(rows) == 20
     assert "image" not in rows[0]
-    kept = epoch.Feed(pipeline.train_batches([(rows, 1.0)], 8, 3, threads=0), views)
+    kept = feed.Feed(pipeline.train_batches([(rows, 1.0)], 8, 3, threads=0), views)
     for _ in range(3):
         indices, expected = sent.take(number)
         found_indices, found = kept.take(number)
@@ -204,7 +204,7 @@ def test_the_time_spent_waiting_is_measured():
             time.sleep(0.05)
             yield batch
 
-    fed = epoch.Feed(slow())
+    fed = feed.Feed(slow())
     fed.take(2)
     assert 0.1 <= fed.waited < 0.3
 

@@ -7,7 +7,7 @@ import small_runs
 from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.records import Lineage
-from fdftnet_jax.training import config_values, run_data
+from fdftnet_jax.training import config_values, feed, run_data
 
 VIEWS = {
     "resize": preprocess.Preprocessing(size=small_runs.SIZE),
@@ -19,8 +19,8 @@ def made(cache_dir, view="resize", **changes):
     """A run's data, the sources of its pictures and the draw of its views."""
     config = small_runs.config(cache_dir, **{"data.view": view, **changes})
     data = run_data.prepare(config, Lineage())
-    sources = run_data.sources(data, config, VIEWS[view])
-    return data, sources, run_data.random_view(config, VIEWS[view])
+    sources = feed.sources(data, config, VIEWS[view])
+    return data, sources, feed.random_view(config, VIEWS[view])
 
 
 def batches(made, number, seed=0, **options):

@@ -13,7 +13,7 @@ from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.records import Lineage, TrainedOn
-from fdftnet_jax.training import run_data, steps
+from fdftnet_jax.training import feed, run_data, steps
 
 RESIZE = preprocess.Preprocessing(size=small_runs.SIZE)
 
@@ -40,7 +40,7 @@ def test_replay_draws_shots_of_the_old_train_and_validation_split(cache_dir):
         labels = [old.records[int(i)]["label"] for i in old.indices]
         assert sorted(labels) == [0, 0, 0, 1, 1, 1]
     assert data.num_images() == 30
-    source, validation = run_data.sources(data, config, RESIZE)
+    source, validation = feed.sources(data, config, RESIZE)
     assert len(source) == 30 and len(validation) == 24
     # An image's index leads to its file, and to its pixels.
     listed = data.paths([int(source[i]["index"]) for i in range(30)])
@@ -58,11 +58,11 @@ def test_the_labels_are_in_the_order_of_the_source(cache_dir):
     data = run_data.prepare(config, old_forgery(cache_dir))
     for parts, source in zip(
         (data.train, data.validation),
-        run_data.sources(data, config, RESIZE),
+        feed.sources(data, config, RESIZE),
         strict=True,
     ):
         expected = [source[i]["label"] for i in range(len(source))]
-        np.testing.assert_array_equal(run_data.labels(parts), expected)
+        np.testing.assert_array_equal(feed.labels(parts), expected)
 
 
 def test_without_replay_there_is_one_part(cache_dir):
@@ -176,22 +176,22 @@ def test_class_weights_count_both_classes_the_same(fake):
     parts.append(run_data.Part(None, "train", [], np.arange(8), (5, 3)))
     data = run_data.RunData(parts, [], TrainedOn({}, "", ""))
     labels = np.repeat([0, 1], [15 - fake // 2, 5 + fake // 2])
-    weights = np.array(run_data.class_weights(data, "weights"))
+    weights = np.array(feed.class_weights(data, "weights"))
     real, faked = (weights[labels[labels == label]].sum() for label in (0, 1))
     assert real == pytest.approx(faked) and real + faked == pytest.approx(20)
     assert data.fake_share("none") == pytest.approx(labels.mean())
     assert data.fake_share("weights") == data.fake_share("batches") == 0.5
-    assert run_data.class_weights(data, "batches") == (1, 1)
+    assert feed.class_weights(data, "batches") == (1, 1)
 
 
 def test_balanced_batches():
     source = list(range(100, 120))
     labels = np.repeat([0, 1], [15, 5]).astype(np.int32)
-    (real, of_real), (fake, of_fake) = run_data.members(source, "batches", labels)
+    (real, of_real), (fake, of_fake) = feed.members(source, "batches", labels)
     assert of_real == of_fake
     assert [real[i] for i in range(len(real))] == source[:15]
     assert [fake[i] for i in range(len(fake))] == source[15:]
-    assert run_data.members(source, "none", labels) == [(source, 1.0)]
+    assert feed.members(source, "none", labels) == [(source, 1.0)]
 
 
 @pytest.mark.parametrize("differ", [False, True])
@@ -210,7 +210,7 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
     data = run_data.prepare(config, Lineage())
     recwarn.clear()
     crops = preprocess.Preprocessing(view="crops", size=32, grid=2)
-    source, validation = run_data.sources(data, config, crops)
+    source, validation = feed.sources(data, config, crops)
     told = [str(w.message) for w in recwarn]
     assert len(told) == differ
     assert not differ or "40 and 60 pixels in the median" in told[0]
@@ -226,18 +226,18 @@ def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
             "augment": {"jpeg": 0.0, "blur": 0.0},
         }
     )
-    assert run_data.fits_devices(config, 100)
-    assert not run_data.fits_devices(config, 101)
+    assert feed.fits_devices(config, 100)
+    assert not feed.fits_devices(config, 101)
     config.data.view = "crops"
-    assert not run_data.fits_devices(config, 100)
+    assert not feed.fits_devices(config, 100)
     config.data.view = "resize"
     for name in ("jpeg", "blur"):
         config.augment[name] = 0.1
-        assert not run_data.fits_devices(config, 100)
+        assert not feed.fits_devices(config, 100)
         config.augment[name] = 0.0
-    assert run_data.fits_devices(config, 100)
+    assert feed.fits_devices(config, 100)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert not run_data.fits_devices(config, 100)
+    assert not feed.fits_devices(config, 100)
 
 
 # Runs.
@@ -293,7 +293,7 @@ def test_a_balanced_validation_loss_chooses_the_checkpoint(
     labels = np.repeat([0, 1], [14, 4]).astype(np.int32)
     logits = np.zeros((18, 2), np.float32)
     logits[:, 1] = np.arange(18) - 9
-    monkeypatch.setattr(run_data, "labels", lambda parts: labels)
+    monkeypatch.setattr(feed, "labels", lambda parts: labels)
     measured = {"loss": 1e9, "accuracy": 0.5}
     monkeypatch.setattr(steps, "evaluate", lambda *_: (measured, logits))
     config = small_runs.config(cache_dir, pretrained, class_balance="weights", epochs=1)

@@ -11,7 +11,7 @@ from fdftnet_jax.data import preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.paper_sets import faceforensics, sets
-from fdftnet_jax.training import freezing, run_data
+from fdftnet_jax.training import feed, freezing
 
 _RANGES: checks.Ranges = {
     "seed": (int, 0, 2**31 - 1),
@@ -60,7 +60,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.view": preprocess.VIEWS,
     "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
-    "class_balance": run_data.BALANCES,
+    "class_balance": feed.BALANCES,
     "new_weights": (False, True),
     "trainable": freezing.PHASES,
     "dtype": registry.DTYPES,

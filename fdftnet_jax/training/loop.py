@@ -23,9 +23,9 @@ from fdftnet_jax.training import (
     setup,
     steps,
 )
-from fdftnet_jax.training.epoch import StepWatch
 from fdftnet_jax.training.interruption import Interruption, StopRequestedError
 from fdftnet_jax.training.processes import say
+from fdftnet_jax.training.watch import StepWatch
 
 # Share of the time spent waiting for images from which the user is told of it.
 _NOTABLE_WAIT = 0.03
@@ -91,12 +91,8 @@ class _Loop:
         self._p_eval_step = p_steps[0][1]
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
         self._state = steps.replicate(training.state)
-        self._feed = setup.feed(training, config, self._step)
+        self._feed = training.images.feed(self._step)
         self._interruption = Interruption(processes.Agreement())
-        # Of validation, where both classes count the same.
-        self._labels: np.ndarray | None = None
-        if config.class_balance != "none":
-            self._labels = run_data.labels(training.data.validation)
 
     @property
     def _step(self) -> int:
@@ -201,17 +197,17 @@ class _Loop:
 
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images."""
-        training = self._training
-        batches = setup.validation_batches(training, self._config)
+        images = self._training.images
         metrics, logits = steps.evaluate(
             self._p_eval_step,
             {"params": self._state.params, "batch_stats": self._state.batch_stats},
-            self._interruption.checked(batches),
-            len(training.validation),
+            self._interruption.checked(images.validation_batches()),
+            len(images.validation),
         )
-        if self._labels is None:
+        if images.validation_labels is None:
             return metrics
-        return {**metrics, "loss": steps.balanced_loss(logits, self._labels)}
+        loss = steps.balanced_loss(logits, images.validation_labels)
+        return {**metrics, "loss": loss}
 
     def _save(self, state: steps.TrainState, validation_loss: float | None) -> None:
         checkpoints = self._run.open_checkpoints()

@@ -1,22 +1,17 @@
 """The images that a run trains on and chooses its checkpoint by."""
 
 import dataclasses
-import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from fdftnet_jax.data import (
-    corruptions,
     forgery_faces,
-    images,
     pipeline,
-    preprocess,
     splits,
 )
 from fdftnet_jax.errors import UserError, counted
@@ -24,13 +19,8 @@ from fdftnet_jax.faces import choice
 from fdftnet_jax.records import Lineage, TrainedOn
 from fdftnet_jax.training.processes import say
 
-BALANCES = ("none", "weights", "batches")
-# Pictures of each class whose size is looked at before windows are cut from them.
-_MEASURED = 200
 # Splits of a folder of replay that no earlier run has split.
 _REPLAY_FRACTIONS = {"train": 0.6, "validation": 0.1, "test": 0.3, "finetune": 0.0}
-# Classes whose median sides differ by more are told apart by the scale of a window.
-_SCALE = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +87,7 @@ class RunData:
 
     def paths(self, indices: Sequence[int]) -> list[str]:
         """The files of training images, by their `index`."""
-        records = _joined(self.train)
+        records = joined(self.train)
         ends = np.cumsum([len(part.records) for part in self.train])
         parts = np.searchsorted(ends, indices, side="right")
         return [
@@ -253,117 +243,13 @@ def describe(data: RunData) -> str:
     return " and, as replay, ".join(parts)
 
 
-def sources(
-    data: RunData,
-    config: ml_collections.ConfigDict,
-    preprocessing: preprocess.Preprocessing,
-) -> tuple[pipeline.Source, pipeline.Source]:
-    """The training and the validation images as the network sees them.
-
-    (Where views are drawn anew in every epoch, the training images are whole.)
-    """
-    views: list[Any] = [preprocessing, preprocessing]
-    if random_view(config, preprocessing) is not None:
-        views[0] = pipeline.native
-    if preprocessing.view == "crops":
-        _warn_of_sizes(data)
-    train, validation = (
-        _source(parts, view, config.data.memory_megabytes)
-        for parts, view in zip((data.train, data.validation), views, strict=True)
-    )
-    return train, validation
-
-
-def random_view(
-    config: ml_collections.ConfigDict, preprocessing: preprocess.Preprocessing
-) -> Callable[[np.ndarray, np.random.Generator], np.ndarray] | None:
-    """What draws a training image's view anew in each epoch (`train_batches`).
-
-    None where an image always has the same one: 'resize', without JPEG and blur.
-    """
-    drawn = _corruptions(config)
-    if drawn:
-        return lambda image, rng: preprocessing.random_view(drawn(image, rng), rng)
-    return preprocessing.random_view if preprocessing.view == "crops" else None
-
-
-def _corruptions(config: ml_collections.ConfigDict) -> corruptions.Drawn:
-    return corruptions.Drawn(config.augment.jpeg, config.augment.blur)
-
-
-def _source(parts: list[Part], view: Any, megabytes: int) -> pipeline.Source:
-    source = pipeline.ViewSource(_joined(parts), view, megabytes)
-    return pipeline.Subset(source, _indices(parts))
-
-
-def _joined(parts: list[Part]) -> pipeline.Joined:
+def joined(parts: list[Part]) -> pipeline.Joined:
+    """The records of all parts, one after the other."""
     return pipeline.Joined([part.records for part in parts])
 
 
-def _indices(parts: list[Part]) -> np.ndarray:
-    """Of the joined records."""
+def indices(parts: list[Part]) -> np.ndarray:
+    """The places, [n], in the joined records of the images that are used."""
     starts = np.cumsum([0, *(len(part.records) for part in parts)])
     pairs = zip(starts[:-1], parts, strict=True)
     return np.concatenate([start + part.indices for start, part in pairs])
-
-
-def labels(parts: list[Part]) -> np.ndarray:
-    """[n] int32 of all images that are used, in the order of their source."""
-    return pipeline.labels(_joined(parts))[_indices(parts)]
-
-
-def class_weights(data: RunData, balance: str) -> tuple[float, float]:
-    """Weights of the loss that count both classes the same; (1, 1) for no 'weights'."""
-    if balance != "weights":
-        return 1.0, 1.0
-    fake = data.fake_share("none")
-    return 0.5 / (1 - fake), 0.5 / fake
-
-
-def members(
-    source: pipeline.Source, balance: str, labels: np.ndarray
-) -> list[tuple[pipeline.Source, float]]:
-    """The mixture that batches are drawn from: for 'batches', as much of each class."""
-    if balance != "batches":
-        return [(source, 1.0)]
-    return [
-        (pipeline.Subset(source, np.flatnonzero(labels == label)), 0.5)
-        for label in (0, 1)
-    ]
-
-
-def fits_devices(config: ml_collections.ConfigDict, num_images: int) -> bool:
-    """Whether all training views are kept on the devices.
-
-    (One of several processes reads its own share only; what is drawn anew in each epoch
-    is drawn on the host.)
-    """
-    size = num_images * 3 * config.data.size**2
-    return (
-        jax.process_count() == 1
-        and config.data.view == "resize"
-        and not _corruptions(config)
-        and size <= config.data.device_megabytes * 10**6
-    )
-
-
-def _warn_of_sizes(data: RunData) -> None:
-    """Windows at native resolution show the scale of a picture, and so its size."""
-    for part in data.train:
-        sides: dict[int, list[int]] = {0: [], 1: []}
-        for i in part.indices:
-            record = part.records[int(i)]
-            found = sides[record["label"]]
-            if len(found) < _MEASURED:
-                found.append(min(images.png_size(record["image"])))
-            if all(len(found) == _MEASURED for found in sides.values()):
-                break
-        real, fake = (statistics.median(found) for found in sides.values())
-        if max(real, fake) > _SCALE * min(real, fake):
-            warnings.warn(
-                f"real and fake images of {part.dataset.name} differ in size (shorter "
-                f"side {real:g} and {fake:g} pixels in the median): windows at native "
-                "resolution show that, and a detector may learn it instead of the "
-                "forgery; --config.data.view=resize does not",
-                stacklevel=3,
-            )

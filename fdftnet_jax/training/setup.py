@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import optax
 
-from fdftnet_jax.data import augment, pipeline, preprocess
+from fdftnet_jax.data import augment, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.records import CheckpointRecord, Progress
@@ -24,7 +23,7 @@ from fdftnet_jax.training import (
     run_data,
     steps,
 )
-from fdftnet_jax.training.epoch import Feed, resident
+from fdftnet_jax.training.feed import Images
 from fdftnet_jax.training.processes import say
 
 # Of the section `augment`: what is done to a training image on the host.
@@ -91,9 +90,8 @@ class Training:
 
     Attributes:
       record: what its checkpoints say; the progress is that of its start.
-      data: the images.
-      train: the source of training images, as the network sees them.
-      validation: that of validation images.
+      data: what it reads.
+      images: those of it, as its steps take them.
       phases: by the epoch that each begins with.
       tasks: the statics of the train step of each phase.
       schedule: the learning rate by step.
@@ -103,8 +101,7 @@ class Training:
 
     record: CheckpointRecord
     data: run_data.RunData
-    train: pipeline.Source
-    validation: pipeline.Source
+    images: Images
     phases: list[freezing.Phase]
     tasks: list[steps.Task]
     schedule: optax.Schedule
@@ -143,7 +140,7 @@ def prepare(
     )
     phases = freezing.phases(net.variables["params"], config)
     rule = optimizer.create(config.optimizer, schedule, phases[-1].mask)
-    train, validation = run_data.sources(data, config, net.preprocessing)
+    images = Images(config, data, net.preprocessing)
     state = steps.TrainState(
         step=np.zeros((), np.int32),
         params=net.variables["params"],
@@ -168,24 +165,16 @@ def prepare(
             f"resuming {run} after epoch {record.progress.epoch}"
             + f" and {steps_done} steps" * (steps_done > 0)
         )
-    tasks = [_task(config, net, data, rule, phase) for phase in phases]
+    tasks = [_task(config, net, images, rule, phase) for phase in phases]
     return Training(
-        record,
-        data,
-        train,
-        validation,
-        phases,
-        tasks,
-        schedule,
-        steps_per_epoch,
-        state,
+        record, data, images, phases, tasks, schedule, steps_per_epoch, state
     )
 
 
 def _task(
     config: ml_collections.ConfigDict,
     net: Network,
-    data: run_data.RunData,
+    images: Images,
     rule: optax.GradientTransformation,
     phase: freezing.Phase,
 ) -> steps.Task:
@@ -199,7 +188,7 @@ def _task(
         optimizer=rule,
         mask=phase.mask,
         seed=config.seed,
-        class_weights=run_data.class_weights(data, config.class_balance),
+        class_weights=images.class_weights,
     )
 
 
@@ -228,43 +217,3 @@ def _augmentation(options: ml_collections.ConfigDict):
         return augment.augment_batch(keys, batch, **on_devices)
 
     return augment_images
-
-
-def feed(training: Training, config: ml_collections.ConfigDict, step: int) -> Feed:
-    """The batches of a training from a step on, on their way to the devices.
-
-    Args:
-      training: whose images they are.
-      config: all fields of `configs/base.py`.
-      step: steps done before, over all epochs.
-    """
-    source, views = training.train, None
-    if run_data.fits_devices(config, training.data.num_images()):
-        source, views = resident(source, config.data.threads)
-    labels = np.empty(0, np.int32)
-    if config.class_balance != "none":
-        labels = run_data.labels(training.data.train)
-    batches = pipeline.train_batches(
-        run_data.members(source, config.class_balance, labels),
-        config.batch_size,
-        config.seed,
-        start_step=step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        view=run_data.random_view(config, training.record.preprocessing),
-    )
-    return Feed(batches, views)
-
-
-def validation_batches(
-    training: Training, config: ml_collections.ConfigDict
-) -> Iterator[pipeline.Example]:
-    """This process's share of the validation images, in batches."""
-    return pipeline.eval_batches(
-        training.validation,
-        config.batch_size,
-        jax.process_index(),
-        jax.process_count(),
-        config.data.threads,
-    )

@@ -7,7 +7,7 @@ import small_runs
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
-from fdftnet_jax.training.epoch import StepWatch
+from fdftnet_jax.training.watch import StepWatch
 
 
 @pytest.fixture(scope="module")
