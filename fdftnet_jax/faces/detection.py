@@ -1,4 +1,4 @@
-"""Where the faces are in a picture, and the square that is cut out around each.
+"""Finds the faces of a picture, and the square that is cut out around each.
 
 Detectors are libraries' own, behind one interface, `FaceDetector`. What they need is
 imported when one is made.
@@ -40,7 +40,7 @@ class FaceDetector(Protocol):
 
     @staticmethod
     def version() -> str:
-        """Of all that determines what it finds; raises UserError if that is missing."""
+        """Versions of what determines its results; UserError where that is missing."""
 
     def __call__(self, image: np.ndarray, smallest: int) -> list[Face]:
         """Finds faces of all confidences, in any order.
@@ -117,7 +117,7 @@ class Mtcnn:
 
     @staticmethod
     def version() -> str:
-        """The versions of both packages."""
+        """Versions of both packages."""
         missing = [
             name
             for name in ("mtcnn", "tensorflow")
