@@ -74,8 +74,7 @@ def finish(work: Callable[[], int], *, debug: bool, traceback: bool) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Python flushes the stream again when it ends, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritable_output()
         return EXIT_PIPE_CLOSED
     except Interrupted as error:
         say(str(error))
@@ -84,6 +83,7 @@ def finish(work: Callable[[], int], *, debug: bool, traceback: bool) -> int:
         if debug:
             raise
         if isinstance(error, OSError):
+            _drop_unwritable_output()
             error = files.full_disk(error) or error
         if isinstance(error, UserError):
             say(str(error), "error")
@@ -143,6 +143,14 @@ def use_large_pages() -> None:
         tunables = ":".join([*filter(None, [tunables]), f"{_LARGE_PAGES}=1"])
         environment = os.environ | {"GLIBC_TUNABLES": tunables}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _drop_unwritable_output() -> None:
+    """Sends the standard output nowhere if it fails: Python flushes it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

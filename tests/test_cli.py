@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import exported
 import pytest
 
 from fdftnet_jax import cli
-from fdftnet_jax.detector import command, export, file
+from fdftnet_jax.detector import export, file
 from fdftnet_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -22,7 +23,8 @@ REPOSITORY = Path(__file__).parent.parent
 def _as_it_was(monkeypatch):
     """The command sets up its own process."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(cli.warnings, "showwarning", cli.warnings.showwarning)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -114,7 +116,7 @@ def test_signals(number, code, capsys, monkeypatch):
     def stopped(_):
         os.kill(os.getpid(), getattr(signal, number))
 
-    monkeypatch.setattr(command, "_show", stopped)
+    monkeypatch.setattr(cli, "_show", stopped)
     assert cli.main(["show", "a"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"stopped by {number}")

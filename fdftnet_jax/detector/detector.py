@@ -231,7 +231,7 @@ class Detector:
         return special.expit(np.concatenate([np.zeros(0), *logits]))
 
     def model(self) -> nn.Module:
-        """Builds the Flax network `(images, *, train) -> logits [b, 2]`, for `variables`.
+        """Builds the Flax network `(images, *, train) -> logits [b, 2]`.
 
         Raises:
           UserError: the code of its backbone cannot be, or may not be, imported, or the

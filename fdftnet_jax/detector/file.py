@@ -71,7 +71,7 @@ def write(
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """Finds the file of a detector; 'toy' is the package's, unless a file has the name."""
+    """Finds a detector's file; 'toy' is the package's, unless a file has that name."""
     if os.fspath(path) == TOY and not os.path.exists(TOY):
         return _TOY_FILE
     return Path(path)

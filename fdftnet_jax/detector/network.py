@@ -44,7 +44,7 @@ def build(model: Mapping[str, Any], scaling: str) -> Program:
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Flattens `params` and `batch_stats` by path, such as 'params/conv1/kernel', sorted."""
+    """Flattens `params` and `batch_stats`, by path such as 'params/conv1/kernel'."""
     leaves = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     return {path: leaves[path] for path in sorted(leaves)}
 
