@@ -20,10 +20,12 @@ known.
 """
 
 _PREDICT_EPILOG = """\
-A picture with several faces is as fake as the face that looks most so; a video
-as the person who does. With --csv and --json, a row for each of them follows
-that of the input. An input that cannot be judged is 'undecided', with a reason:
-no face was found, the face is too small, the file is damaged. It has no score.
+A picture with several faces is as fake as the face that looks most so. A video
+is as fake as the person who does, by the mean logit over the frames; deviation
+is the standard deviation of these logits. With --csv and --json, a row for each
+face or person follows that of the input. An input that cannot be judged is
+'undecided', with a reason: no face was found, the face is too small, the file
+is damaged. It has no score.
 
 An output that exists is refused unless --replace is given, and one that is also
 an input always. In CSV and JSON a path is written as it is, in UTF-8. One that

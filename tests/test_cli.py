@@ -13,7 +13,7 @@ import exported
 import pytest
 
 from fdftnet_jax import cli
-from fdftnet_jax.detector import export, file
+from fdftnet_jax.detector import file
 from fdftnet_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -97,18 +97,6 @@ def test_mistakes_are_one_line_and_code_2(capsys, tmp_path):
         assert line.startswith("error: ") and line.count(";") + line.count(":") > 1
         with pytest.raises(UserError):
             cli.main([*arguments, "--debug"])
-
-
-def test_what_nobody_expects_is_one_line_too(capsys, monkeypatch):
-    def broken(*_, **__):
-        raise ZeroDivisionError("a bug\nin two lines")
-
-    monkeypatch.setattr(export, "write", broken)
-    assert cli.main(["export", "a", "b"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: unexpected ZeroDivisionError: a bug in two lines;")
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["export", "a", "b", "--debug"])
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -182,7 +182,7 @@ def test_the_same_run_gives_the_same_bytes_and_names_no_folder(resized, tmp_path
     assert (tmp_path / "again.safetensors").read_bytes() == data
     for part in (workdir.parent, REPOSITORY, Path.home()):
         assert os.fsencode(part) not in data
-    with pytest.raises(UserError, match="is there already; give another path"):
+    with pytest.raises(UserError, match="exists; give another path"):
         export.write(workdir, path)
     with pytest.raises(UserError, match=r"expected a folder .*missing"):
         export.write(workdir, tmp_path / "missing" / "a.safetensors")

@@ -53,14 +53,6 @@ def start(*arguments):
         ),
         ("pretrain", ["--config=configs/pretrian.py"], "no config file"),
         ("finetune", [], "give the workdir of experiments.pretrain, or a file"),
-        (
-            "pretrain",
-            [
-                "--config=configs/pretrain.py:squeezenet,folder",
-                "--config.data.dir=/nowhere",
-            ],
-            "/nowhere",
-        ),
         ("evaluate", [], "no checkpoints in"),
     ],
 )
@@ -76,11 +68,21 @@ def test_a_mistake_is_one_line_and_code_2(experiment, arguments, message, tmp_pa
     assert not workdir.exists()
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    ended = start("-m", "experiments.evaluate", f"--workdir={tmp_path}", "--debug")
-    assert ended.returncode not in (0, 2)
+@pytest.mark.parametrize(
+    ("error", "options"), [("UserError('bug')", ["--debug"]), ("ValueError('bug')", [])]
+)
+def test_an_experiment_shows_the_traceback(error, options):
+    """Of a mistake with --debug; of what nobody expects always."""
+    code = (
+        "from experiments import launch\n"
+        "from fdftnet_jax.errors import UserError\n"
+        f"def main(): raise {error}\n"
+        "launch.run(main)"
+    )
+    ended = start("-c", code, *options)
+    assert ended.returncode == 1
     assert "Traceback (most recent call last)" in ended.stderr
-    assert "UserError: no checkpoints in" in ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("Error: bug")
 
 
 def test_help_lists_the_flags_of_the_experiment():

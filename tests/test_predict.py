@@ -179,6 +179,7 @@ def test_the_threshold_and_what_it_is_of_are_said(tmp_path, use, capsys):
     predict(folder, "--threshold", "0", "--json", tmp_path / "o")
     assert "toy" in capsys.readouterr().err
     found = json.loads((tmp_path / "o").read_text())
+    assert found["schema_version"] == 2
     assert found["threshold"] == {"of": "probability", "value": 0}
     assert found["detector"]["toy"] is True and found["faces"] == "whole"
     assert [row["verdict"] for row in found["results"]] == ["fake"]

@@ -195,6 +195,18 @@ def test_the_table_fits_a_terminal(columns, monkeypatch):
     assert len(starts) == 1
 
 
+def test_the_table_says_what_the_mean_of_a_video_is_of():
+    lines = []
+    table = writers.Table(calibrated=False, say=lines.append)
+    video_row = Row("v.mp4", "video", score=0.25, logit=-1.1, verdict=REAL)
+    table.add([video_row._replace(frames=24, deviation=0.714)])
+    table.add([video_row._replace(frames=1)])
+    assert [line.partition("  (")[2] for line in lines[1:]] == [
+        "24 frames, deviation 0.71)",
+        "1 frame)",
+    ]
+
+
 def test_the_table_is_not_cut_for_a_program():
     lines = []
     table = writers.Table(calibrated=False, say=lines.append)

@@ -65,10 +65,10 @@ def lines(axes):
 def test_each_face_is_a_line_of_its_scores(figure):
     axes, legend = figure(PEOPLE, 0.4, name="a/b.mp4")
     # Of 12 logits from -2 to 1 at equal steps: 3 / 11 sqrt(13).
-    first = f"face 0: {special.expit(-0.5):.2f}, 12 frames, logits deviate by 0.98"
+    first = f"face 0: {special.expit(-0.5):.2f}, 12 frames, deviation 0.98"
     # 9 / 5 log odds; the last looks most fake, but is not seen long enough to count.
-    second = f"face 1: {special.expit(1.8):.2f}, 5 frames, logits deviate by 0.84"
-    third = "face 2: 0.99, 2 frames, logits deviate by 0.00, too few"
+    second = f"face 1: {special.expit(1.8):.2f}, 5 frames, deviation 0.84"
+    third = "face 2: 0.99, 2 frames, deviation 0.00, too few"
     assert unwrapped(legend) == [second, first, third, "threshold: 0.40"]
     drawn = lines(axes)
     for i, label in enumerate((first, second, third)):

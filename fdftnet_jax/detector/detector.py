@@ -366,5 +366,5 @@ def _chunks(images: Iterable[Image], count: int) -> Iterator[list[Image]]:
         yield chunk
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()

@@ -1,7 +1,7 @@
 """Finds the faces of a picture, and the square that is cut out around each.
 
 Detectors are libraries' own, behind one interface, `FaceDetector`. What they need is
-imported when one is made.
+imported when one is constructed.
 """
 
 import importlib.metadata
@@ -78,8 +78,8 @@ class Cascade:
         )
         # Of no face at all, OpenCV returns empty tuples.
         return [
-            Face(int(x), int(y), int(width), int(height), float(number))
-            for (x, y, width, height), number in zip(
+            Face(int(x), int(y), int(width), int(height), float(count))
+            for (x, y, width, height), count in zip(
                 boxes, np.ravel(agreeing), strict=True
             )
         ]
@@ -146,12 +146,12 @@ class Mtcnn:
             return []
         shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         faces = []
-        for found in self._detector.detect_faces(shrunk):
-            x, y, w, h = (side / scale for side in found["box"])
+        for face in self._detector.detect_faces(shrunk):
+            x, y, w, h = (side / scale for side in face["box"])
             left, right = (round(min(max(v, 0), width)) for v in (x, x + w))
             top, bottom = (round(min(max(v, 0), height)) for v in (y, y + h))
             if right > left and bottom > top:
-                confidence = float(found["confidence"])
+                confidence = float(face["confidence"])
                 faces.append(Face(left, top, right - left, bottom - top, confidence))
         return faces
 

@@ -83,18 +83,18 @@ def read(
     """
     wanted: Collection[int] = range(0, sys.maxsize, every)
     if most:
-        number = sum(frame.problem != CUT_SHORT for frame in _decode(path, ()))
-        wanted = frozenset(spread(number, every, most))
+        count = sum(frame.problem != CUT_SHORT for frame in _decode(path, ()))
+        wanted = frozenset(spread(count, every, most))
     for frame in _decode(path, wanted):
         if frame.number in wanted or frame.problem == CUT_SHORT:
             yield frame
 
 
-def spread(number: int, every: int, most: int) -> list[int]:
-    """The middles of `most` equal parts of the frames 0, `every`... below `number`."""
-    sampled = len(range(0, number, every))
+def spread(count: int, every: int, most: int) -> list[int]:
+    """The middles of `most` equal parts of the frames 0, `every`... below `count`."""
+    sampled = len(range(0, count, every))
     if sampled <= most:
-        return list(range(0, number, every))
+        return list(range(0, count, every))
     return [(2 * i + 1) * sampled // (2 * most) * every for i in range(most)]
 
 

@@ -74,7 +74,7 @@ class _Worker:
 
 
 def deal(
-    make: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], number: int
+    make: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], processes: int
 ) -> Generator[tuple[Task, Any], None, None]:
     """Deals tasks to processes of their own.
 
@@ -84,7 +84,7 @@ def deal(
       make: makes, in each process, the function that does a task. Like the tasks and
         the results, it must be picklable.
       tasks: what there is to do.
-      number: of processes, at most.
+      processes: how many, at most.
 
     Yields:
       Each task and its result as they are finished, in any order; `Lost` for a task
@@ -98,7 +98,7 @@ def deal(
     busy: dict[connection.Connection, tuple[_Worker, Task]] = {}
     try:
         while waiting or busy:
-            while waiting and len(busy) < number:
+            while waiting and len(busy) < processes:
                 worker = idle.pop() if idle else _Worker(_serve, make)
                 task = waiting.pop()
                 busy[worker.link] = worker, task

@@ -51,7 +51,7 @@ def check_folder(path: str, flag: str, *, replace: bool, inputs: Iterable[str]) 
       inputs: files and folders that the user named.
 
     Raises:
-      UserError: as said above.
+      UserError: it does.
     """
     if not os.path.isdir(path):
         return

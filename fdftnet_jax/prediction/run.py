@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -224,7 +225,7 @@ def _writer(
 def _stopped(
     error: KeyboardInterrupt, options: Options, tally: "Tally", place: str
 ) -> Interrupted:
-    number = error.signal if isinstance(error, Interrupted) else 2
+    number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
     # The folders of figures are not empty any more.
     anew = " with --replace" * bool(options.folders and not options.replace)
     return Interrupted(

@@ -26,7 +26,7 @@ from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import sampling
 from fdftnet_jax.prediction.faces import Box
 
-# Sampled frames in which a face must be seen to decide on its own, where some are.
+# Sampled frames in which a face must be seen to decide on its own.
 LEAST_FRAMES = 3
 NOT_FINITE = "the detector gave no number"
 EVERY, MAX_FRAMES, SECONDS = 10, 300, 600.0
@@ -164,11 +164,14 @@ def score_video(
 
 
 def describe_frames(count: int, deviation: float | None) -> str:
-    """The frames that a mean logit is of: '24 frames, logits deviate by 0.71'."""
+    """Describes the frames of a mean logit: '24 frames, deviation 0.71'.
+
+    Args:
+      count: how many there are.
+      deviation: standard deviation of their logits; None with one frame.
+    """
     frames = counted(count, "frame")
-    return (
-        frames if deviation is None else f"{frames}, logits deviate by {deviation:.2f}"
-    )
+    return frames if deviation is None else f"{frames}, deviation {deviation:.2f}"
 
 
 def _candidates(tracks: Sequence[Track]) -> list[int]:
@@ -208,7 +211,7 @@ def _notes(
 
 
 def _why_none(stopped: str, frames: int, rejected: Counter[str]) -> str:
-    reasons = [f"{number} x {reason}" for reason, number in rejected.most_common(3)]
+    reasons = [f"{count} x {reason}" for reason, count in rejected.most_common(3)]
     sampled = f"{counted(frames, 'frame')} sampled"
     without = f"{sampled}: {', '.join(reasons)}" if reasons else ""
     return "; ".join(part for part in (without, stopped) if part) or "no frames"

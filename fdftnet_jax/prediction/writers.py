@@ -108,10 +108,10 @@ class _File:
             # Emptied once it is locked, so that nobody else writes it. (A link could
             # lead to a file of somebody else's.)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-            number = os.open(self.place, flags, 0o666)
-            self.stream = open(number, "r+", **_TEXT)  # noqa: SIM115
+            descriptor = os.open(self.place, flags, 0o666)
+            self.stream = open(descriptor, "r+", **_TEXT)  # noqa: SIM115
             fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            existing = os.pread(number, len(start), 0)
+            existing = os.pread(descriptor, len(start), 0)
             if not start.encode().startswith(existing) and not replace:
                 raise FileExistsError(
                     None, f"{printable(self.place)} exists, which holds something else"
@@ -154,8 +154,8 @@ class _File:
                 files.publish(self.place, self._path, replace=self._replace)
             except FileExistsError as error:
                 raise UserError(
-                    f"{printable(self._path)} was made by somebody else meanwhile; the "
-                    f"results are complete in {printable(self.place)}: rename it"
+                    f"{printable(self._path)} was written by another program meanwhile; "
+                    f"the results are complete in {printable(self.place)}: rename it"
                 ) from error
             finally:
                 self.stream.close()
@@ -298,7 +298,7 @@ def _csv(values: dict[str, Any]) -> str:
             value = f"'{value}"
         cells.append(value)
     line = io.StringIO()
-    # The writer quotes what its line's end is made of: a name may hold either.
+    # The writer quotes the characters of its line's end: a name may hold either.
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n") + "\n"
 

@@ -319,7 +319,7 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
 
 def legend(figure: Figure, lines: Sequence[Artist]) -> None:
     """Adds a legend below the axes, where it hides no curve."""
-    # Handles are given, because Matplotlib drops automatic ones that begin with "_".
+    # Handles are passed, because Matplotlib drops automatic ones that begin with "_".
     labels = [textwrap.fill(str(line.get_label()), 44) for line in lines]
     figure.legend(lines, labels, loc="outside lower center")
 
