@@ -1,5 +1,6 @@
 """A disk that fills up while a run saves: a small tmpfs in a namespace of its own."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -92,6 +93,21 @@ def test_other_errors_pass_through(tmp_path):
         files.writing("it", tmp_path / "missing", advice="go on"),
     ):
         raise ValueError("RESOURCE_EXHAUSTED: [No space left on device]")
+
+
+def test_refusals_are_told_from_other_errors(tmp_path):
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # Of nested ones the outer one, which knows best what to do, speaks.
+    with (
+        pytest.raises(files.WriteError, match=r"cannot write all .*: Permission den"),
+        files.writing("all", tmp_path),
+        files.writing("a part", tmp_path),
+    ):
+        raise denied
+    # Where no writing is known of, it may be reading that is not permitted.
+    assert files.full_disk(denied) is None
+    with pytest.raises(IsADirectoryError), files.writing("it", tmp_path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def test_a_text_is_replaced_as_a_whole(tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ class _File:
                 files.publish(self.place, self._path, replace=self._replace)
             except FileExistsError as error:
                 raise UserError(
-                    f"{printable(self._path)} was written by another program meanwhile; "
+                    f"{printable(self._path)} has appeared meanwhile; "
                     f"the results are complete in {printable(self.place)}: rename it"
                 ) from error
             finally:
