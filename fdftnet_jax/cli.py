@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser, whose result has `run`: takes the result, returns the exit code."""
+    """Builds the parser; `run` of what it parses takes that and returns a code."""
     parser = _Parser(
         prog="fdftnet",
         description="Tells real faces from forged ones, with a detector that "

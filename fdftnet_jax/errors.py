@@ -1,4 +1,4 @@
-"""The exceptions that a user sees as one line, and counts in words."""
+"""Exceptions that end a command with one line, and counts in words."""
 
 import signal
 

@@ -126,7 +126,7 @@ def check_no_input(
 
 
 def printable(path: str) -> str:
-    r"""A path on one line, in characters that every terminal takes.
+    r"""Writes a path on one line, in characters that every terminal takes.
 
     Bytes that are no UTF-8 and characters that cannot be printed, such as line breaks,
     are written as \xNN and the like; so that no two paths look the same, a backslash
@@ -257,7 +257,7 @@ def writing(
 
 
 def full_disk(error: OSError) -> WriteError | None:
-    """The line for a write that no `writing` surrounds; None unless a disk is full."""
+    """Makes the error of a full disk outside `writing`; None of other errors."""
     if error.errno not in _FULL:
         return None
     place = f" to {printable(os.fspath(error.filename))}" if error.filename else ""

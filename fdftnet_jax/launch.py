@@ -1,4 +1,4 @@
-"""How every command starts and ends, those of `experiments` and `fdftnet` alike.
+"""Starts and ends every command, those of `experiments` and `fdftnet` alike.
 
 What ends a command, and its exit code:
 
@@ -63,8 +63,8 @@ def finish(work: Callable[[], int], *, debug: bool, traceback: bool) -> int:
     Args:
       work: returns the exit code.
       debug: whether the user wants the traceback of any error.
-      traceback: whether an exception that nobody expected is raised, rather than
-        said in one line: what failed after hours is not done again for a traceback.
+      traceback: whether an exception that nobody expected is raised rather than one
+        line. (After hours of work, nobody repeats it with --debug for a traceback.)
 
     Returns:
       The exit code.
@@ -146,7 +146,7 @@ def use_large_pages() -> None:
 
 
 def _drop_unwritable_output() -> None:
-    """Sends the standard output nowhere if it fails: Python flushes it at its end."""
+    """Discards output that cannot be written; Python would try again at its end."""
     try:
         sys.stdout.flush()
     except OSError:

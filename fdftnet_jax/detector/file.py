@@ -123,7 +123,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
 
 
 def tampered(path: str | os.PathLike[str], error: Exception | str) -> UserError:
-    """The error for a file whose digest is right and whose contents do not fit."""
+    """Makes the error for an undamaged file that does not hold a working detector."""
     reason = " ".join(str(error).split())[:120]
     if isinstance(error, Exception):
         reason = f"{type(error).__name__}: {reason}"

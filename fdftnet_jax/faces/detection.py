@@ -172,7 +172,7 @@ class Square(NamedTuple):
 
 
 def square_around(face: Face, margin: float, height: int, width: int) -> Square:
-    """The square around a face: crops are neither stretched nor filled up.
+    """Computes the square around a face: no crop is stretched or filled up.
 
     Its side is that of the box's longer side times 1 + 2 `margin`, its centre the
     box's. Where it would leave the picture it is shifted inside; where it is larger

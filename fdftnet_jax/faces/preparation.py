@@ -70,7 +70,7 @@ def prepare(
     *,
     replace: bool = False,
 ) -> Summary:
-    """Cuts the faces out of all videos of a folder, or of one; or resumes that.
+    """Cuts the faces out of a video, or all videos of a folder; resumes earlier work.
 
     Writes the folders of crops and, beside them, `manifest.csv` (a row for each crop),
     `rejected.csv` (a row for each frame that was looked at and gave no crop, and for
@@ -290,7 +290,7 @@ def _prepare_new(
     processes: int,
     records: dict[Task, Record],
 ) -> dict[str, str]:
-    """Prepares videos, in as many processes or one for each core.
+    """Prepares videos in processes of their own.
 
     Args:
       make: makes what prepares one video (see `Preparer`).

@@ -30,7 +30,7 @@ class CutFace(NamedTuple):
 
 
 def rules_of(card_rules: Mapping[str, Any] | None) -> FaceRules:
-    """Makes the rules by which faces are cut out of those of a detector's card.
+    """Takes the rules by which faces are cut out from a detector's card.
 
     All faces are taken, also where the training took the largest alone: a forged face
     need not be the largest one of a picture.

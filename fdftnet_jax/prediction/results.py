@@ -1,4 +1,4 @@
-"""The rows of results, and how a score becomes a verdict.
+"""Turns scores into verdicts, and into the rows of the results.
 
 Each input has one row without a face number, for all of it. A picture with
 several faces is as fake as the face that looks most so: its row has that face's box,
@@ -70,7 +70,7 @@ class Judge:
         self.threshold = float(own[0]) if threshold is None else threshold
 
     def row(self, path: str, kind: str, logit: float, **fields: Any) -> Row:
-        """The row of one score, by its finite logit."""
+        """Judges one score, by its finite logit."""
         z = np.array([logit], np.float64)
         score = float(special.expit(z)[0])
         calibrated = self._detector.probability(z)
@@ -97,7 +97,7 @@ class Judge:
         boxes: Sequence[Box | None],
         logits: Sequence[float],
     ) -> list[Row]:
-        """The rows of a picture with one face or more.
+        """Judges a picture with one face or more.
 
         Args:
           path: of the file.
@@ -115,7 +115,7 @@ class Judge:
         return _with_whole(parts, int(np.argmax(logits)))
 
     def video(self, path: str, kind: str, result: video.VideoResult) -> list[Row]:
-        """The row of a video, and those of its tracks if they are several."""
+        """Judges a video: its row, and those of its tracks if they are several."""
         if result.deciding is None:
             return [Row(path, kind, reason=result.reason)]
         few = f"in fewer than {video.LEAST_FRAMES} frames: does not count"
@@ -137,7 +137,7 @@ class Judge:
 
 
 def deciding(rows: Sequence[Row]) -> int:
-    """The number of the face whose verdict is that of the input, by its rows."""
+    """Finds, in the rows of an input, the number of the face that decides."""
     return next((i for i, row in enumerate(rows[1:]) if row.logit == rows[0].logit), 0)
 
 

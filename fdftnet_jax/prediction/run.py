@@ -1,4 +1,4 @@
-"""The work of `fdftnet predict`, from its options to its exit code."""
+"""Does the work of `fdftnet predict`, from its options to its exit code."""
 
 import argparse
 import collections

@@ -70,7 +70,7 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class VideoResult:
-    """The tracks of a video, which of them decides, and what to know of the reading.
+    """The tracks of a video, which of them decides, and notes about the reading.
 
     Attributes:
       frames: number of sampled frames, damaged ones among them.
@@ -256,7 +256,7 @@ class _Collector:
         self._waiting, self._views = [], 0
 
     def finish(self) -> tuple[Track, ...]:
-        """All tracks, in the order of their numbers."""
+        """Scores what waits; returns all tracks, in the order of their numbers."""
         self._flush()
         tracks = []
         for rows in self._rows:
@@ -288,7 +288,7 @@ class Follower:
         self._last: dict[int, tuple[Box, int]] = {}
 
     def follow(self, boxes: list[Box]) -> list[int]:
-        """The tracks of the faces of the next sampled frame, numbered from 0.
+        """Finds the tracks of the faces of the next sampled frame, numbered from 0.
 
         Args:
           boxes: of its faces, may be none.
