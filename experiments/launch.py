@@ -1,25 +1,20 @@
-"""How every experiment starts: flags, one-line errors, exit codes."""
+"""Flags and config files of the experiments (see `fdftnet_jax.launch` for the rest)."""
 
 import difflib
 import importlib
 import os
-import platform
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.launch import open_closed_streams
+from fdftnet_jax import launch
 
-EXIT_USER_ERROR = 2
-_LARGE_PAGES = "glibc.malloc.hugetlb"
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 # The flags belong to the experiment that calls, whose --help then lists them.
 flags.disclaim_key_flags()
@@ -30,9 +25,7 @@ def run(
     default_config: str = "",
     fields: str = "configs/base.py",
 ) -> None:
-    """Parses the flags and runs `main`; a user's mistake is one line and code 2.
-
-    Ctrl-C and SIGTERM end it with one line and the codes 130 and 143.
+    """Parses the flags, runs `main` and ends the process (see `launch.finish`).
 
     Args:
       main: the experiment; it reads `flags.FLAGS`.
@@ -40,8 +33,7 @@ def run(
         experiment without that flag.
       fields: the file that says what the config's fields mean.
     """
-    open_closed_streams()
-    _use_large_pages()
+    launch.start(after_signal="begins again, or goes on from what was saved before")
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     if default_config:
         # The flag looks up each `--config.field` as soon as it has a config, so the
@@ -54,36 +46,12 @@ def run(
         )
         if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv):
             sys.argv.insert(1, f"--config={default_config}")
-    # Compiled once, not at every start; JAX reads these when it is first imported.
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/fdftnet_jax/xla")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    warnings.showwarning = _show_warning
-    sys.unraisablehook = _show_unraisable
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    # What goes wrong is told here, once; libraries log it too.
+    # What goes wrong is said once, at the end; libraries log it too.
     logging.set_verbosity(logging.FATAL)
     app.run(
-        lambda argv: _guarded(main, argv),
+        lambda argv: _run(main, argv),
         flags_parser=lambda argv: _parse(argv, default_config, fields),
     )
-
-
-def _use_large_pages() -> None:
-    """Starts the command anew with large pages for large arrays, on Linux.
-
-    On a CPU, XLA takes the memory of a step from the system and gives it back, every
-    time; in pages of 4 kB that is a quarter of a pre-training step of Xception. The C
-    library reads this setting only when a process starts.
-    """
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    command = main is not None and main.name.startswith("experiments.")
-    given = os.environ.get("GLIBC_TUNABLES", "")
-    if command and platform.libc_ver()[0] == "glibc" and _LARGE_PAGES not in given:
-        tunables = [*filter(None, [given]), f"{_LARGE_PAGES}=1"]
-        environment = os.environ | {"GLIBC_TUNABLES": ":".join(tunables)}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run_training(default_config: str) -> None:
@@ -127,39 +95,31 @@ def run_training(default_config: str) -> None:
     run(main, default_config)
 
 
-def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+def _run(main: Callable[[], Any], argv: list[str]) -> int:
     if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}: options are given as --name=value")
-    try:
+        launch.fail(
+            f"unexpected argument {argv[1]!r}: options are given as --name=value"
+        )
+
+    def work() -> int:
         main()
-    except UserError as error:
-        if flags.FLAGS.debug:
-            raise
-        _fail(str(error))
-    except Interrupted as error:
-        _fail(str(error), error.exit_code)
+        return 0
 
-
-def _interrupt(number: int, _) -> NoReturn:
-    raise Interrupted(
-        number,
-        f"stopped by {signal.Signals(number).name}; the same command begins again, or "
-        "goes on from what was saved before",
-    )
+    return launch.finish(work, debug=flags.FLAGS.debug, traceback=True)
 
 
 def _parse(argv: list[str], default_config: str, fields: str) -> list[str]:
     for argument in argv:
         file = re.match(r"--?config=([^:]*)", argument)
         if file and not os.path.isfile(file[1]):
-            _fail(f"no config file {file[1]!r}; run from the repository root")
+            launch.fail(f"no config file {file[1]!r}; run from the repository root")
     try:
         return flags.FLAGS(argv)
     # config_flags raises whatever its lookups and the config file itself raise.
     except Exception as error:
         if any(re.fullmatch(r"--?debug(=true)?", argument) for argument in argv):
             raise
-        _fail(_explain(error, default_config, fields))
+        launch.fail(_explain(error, default_config, fields))
 
 
 def _explain(error: Exception, default_config: str, fields: str) -> str:
@@ -201,19 +161,3 @@ def _config_values(default_config: str) -> dict[str, Any]:
         return values
 
     return flat(config, "")
-
-
-def _fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
-    kind = "error: " if code == EXIT_USER_ERROR else ""
-    print(kind + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _show_unraisable(unraisable: Any) -> None:
-    # TensorStore's late answers, after a damaged checkpoint has been told of.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)

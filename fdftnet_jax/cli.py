@@ -1,68 +1,68 @@
-"""The command `fdftnet`: export a detector, show it, predict with it."""
+"""The command `fdftnet`: its arguments, and what it does with them.
+
+Imports nothing heavy: help is instant.
+"""
 
 import argparse
+import json
 import os
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 import fdftnet_jax
 from fdftnet_jax import launch
-from fdftnet_jax.detector import command as detector_command
-from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.prediction import command as prediction_command
 
-EXIT_ERROR = 1
-EXIT_USER_ERROR = 2
-# 128 + SIGPIPE, as shells count.
-EXIT_PIPE_CLOSED = 141
+_PREDICT = """\
+Says of pictures and videos whether they show a real or a fake face, or why it
+cannot be said. Prints a line for each input; --csv and --json keep all that is
+known.
+"""
+
+_PREDICT_EPILOG = """\
+A picture with several faces is as fake as the face that looks most so. A video
+is as fake as the person who does, by the mean logit over the frames; deviation
+is the standard deviation of these logits. With --csv and --json, a row for each
+face or person follows that of the input. An input that cannot be judged is
+'undecided', with a reason: no face was found, the face is too small, the file
+is damaged. It has no score.
+
+An output that exists is refused unless --replace is given, and one that is also
+an input always. In CSV and JSON a path is written as it is, in UTF-8. One that
+is not UTF-8 is its file: address, with its bytes as %NN; a relative one that
+begins with = + - @ or file: gets ./ in front. Other text of CSV that begins
+with = + - @ gets an apostrophe, so that no spreadsheet takes it for a formula.
+
+exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a
+mistake in the command; 130 after Ctrl-C.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
     def error(self, message: str) -> NoReturn:
-        _say("error", f"{message}; see {self.prog} --help")
-        sys.exit(EXIT_USER_ERROR)
+        launch.fail(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a user's mistake is one line and code 2.
-
-    Ctrl-C and SIGTERM end it with one line and the codes 130 and 143.
+    """Runs a command.
 
     Args:
       argv: the arguments; None takes those of the process.
 
     Returns:
-      The exit code.
+      The exit code (see `launch`).
     """
-    launch.open_closed_streams()
-    arguments = _parser().parse_args(argv)
-    # Compiled once, not at every start; JAX reads these when it is first imported.
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{cache}/fdftnet_jax/xla")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    warnings.showwarning = _show_warning
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Who read the output has enough. (Python would fail on what is left.)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE_CLOSED
-    except (Interrupted, Exception) as error:
-        if arguments.debug:
-            raise
-        return _told(error)
+    launch.start(after_signal="begins again")
+    arguments = parser().parse_args(argv)
+    return launch.finish(
+        lambda: arguments.run(arguments), debug=arguments.debug, traceback=False
+    )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Builds the parser; `run` of what it parses takes that and returns a code."""
     parser = _Parser(
         prog="fdftnet",
         description="Tells real faces from forged ones, with a detector that "
@@ -75,9 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
-    prediction_command.add_predict(subparsers)
-    detector_command.add_export(subparsers)
-    detector_command.add_show(subparsers)
+    _add_predict(subparsers)
+    _add_export(subparsers)
+    _add_show(subparsers)
     for command in subparsers.choices.values():
         command.add_argument(
             "--debug", action="store_true", help="show the traceback of an error"
@@ -85,34 +85,165 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _told(error: BaseException) -> int:
-    """Says in one line what went wrong; returns the exit code."""
-    if isinstance(error, Interrupted):
-        _say("", str(error))
-        return error.exit_code
-    if isinstance(error, UserError):
-        _say("error", str(error))
-        return EXIT_USER_ERROR
-    _say(
-        "error",
-        f"unexpected {type(error).__name__}: {error}; give the same command with "
-        "--debug for the traceback, and report it",
+def _add_predict(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "predict",
+        help="say of pictures and videos whether they are real or fake",
+        description=_PREDICT,
+        epilog=_PREDICT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return EXIT_ERROR
+    parser.add_argument("detector", help="file of `fdftnet export`, or 'toy'")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image, video, folder (with all below it), pattern such as 'a/**/*.jpg', "
+        "or - for a list on standard input, a file a line",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--csv", metavar="F", help="write the rows to F instead (- is standard output)"
+    )
+    where.add_argument(
+        "--json",
+        metavar="F",
+        help="the same as one JSON document, with what they rest on",
+    )
+    parser.add_argument(
+        "--faces",
+        choices=("auto", "whole", "crop"),
+        default="auto",
+        help="crop: find the faces and score each; whole: score the picture as it is; "
+        "auto (default): as the detector was trained",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="fake from this probability on: the calibrated one, or the raw score of a "
+        "detector that is not calibrated (default: the detector's own)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read files (default: one for each core)",
+    )
+    parser.add_argument(
+        "--plots", metavar="DIR", help="draw the timeline of each video into DIR"
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="draw what the network looks at, of each image, into DIR",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace outputs that exist (never an input, nor a folder with other "
+        "files)",
+    )
+    parser.add_argument(
+        "--null",
+        action="store_true",
+        help="the list on standard input has a NUL after each name (find -print0)",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="the list on standard input may name folders, for all that is below them",
+    )
+    parser.add_argument(
+        "--program",
+        action="store_true",
+        help="run the program in the detector's file, not the package's network: for a "
+        "backbone of your own, or another version; only files that you trust",
+    )
+    parser.set_defaults(run=_predict)
 
 
-def _interrupt(number: int, _) -> NoReturn:
-    name = signal.Signals(number).name
-    raise Interrupted(number, f"stopped by {name}; the same command begins again")
+def _add_export(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="make one portable file of a run's best checkpoint",
+        description="Makes one file of a run's best checkpoint: network, weights, "
+        "preprocessing, threshold, and a card that says what it was trained on.",
+    )
+    parser.add_argument("workdir", help="folder of a pre-training or fine-tuning run")
+    parser.add_argument("detector", help="file to write, such as face.safetensors")
+    parser.add_argument("--name", default="", help="of the detector (default: WORKDIR)")
+    parser.add_argument(
+        "--licence",
+        default="",
+        metavar="TEXT",
+        help="under which conditions the training data allow to use it",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a file that exists"
+    )
+    parser.set_defaults(run=_export)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    _say("warning", str(message))
+def _add_show(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "show",
+        help="print what a detector is, was trained on, and how well it does",
+        description="Prints the card of a detector, once its bytes are known to be "
+        "those that were written.",
+    )
+    parser.add_argument("detector", help="file of `fdftnet export`, or 'toy'")
+    parser.add_argument(
+        "--json", action="store_true", help="print the whole card as JSON"
+    )
+    parser.set_defaults(run=_show)
 
 
-def _say(kind: str, message: str) -> None:
-    text = " ".join(message.split())
-    print(f"{kind}: {text}" if kind else text, file=sys.stderr)
+def _predict(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.prediction import run
+
+    return run.predict(run.Options.of(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.detector import export, file
+    from fdftnet_jax.run import Run
+
+    # A backbone of your own is found where `python -m experiments.pretrain` found it.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with Run(arguments.workdir) as run:
+        written = export.write(
+            run,
+            arguments.detector,
+            name=arguments.name,
+            licence=arguments.licence,
+            replace=arguments.replace,
+        )
+    # The package alone does not know a backbone of somebody's own.
+    program = "--program " if ":" in written.card["model"]["backbone"] else ""
+    size = file.locate(arguments.detector).stat().st_size
+    print(
+        f"{arguments.detector}  {size / 1e6:.1f} MB\n"
+        f"what it is:  fdftnet show {arguments.detector}\n"
+        f"use it:      fdftnet predict {program}{arguments.detector} FILE"
+    )
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.detector import card, file
+
+    contents = file.read(arguments.detector)
+    if arguments.json:
+        print(json.dumps({"sha256": contents.digest, **contents.card}, indent=2))
+        return 0
+    try:
+        print(card.text(contents.card, contents.digest))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise file.tampered(arguments.detector, error) from error
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""What a user is told: the exceptions without a traceback, and counts in words."""
+"""Exceptions that end a command with one line, and counts in words."""
 
 import signal
 
 
 class UserError(Exception):
-    """A mistake in what was given: input, flag, folder or checkpoint.
+    """A mistake in an input, flag, folder or checkpoint.
 
     The message is one line: what was expected, what was found, and what to do next.
-    The experiments print it and exit with code 2.
+    Commands print it and exit with code 2 (see `launch`).
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; the message says what was kept and how to go on.
+    """A signal that ended the work; the message says what was kept and how to resume.
 
-    The experiments print it and exit with `exit_code`.
+    Commands print it and exit with `exit_code`.
 
     Attributes:
       signal: SIGINT (Ctrl-C) or SIGTERM.
@@ -31,6 +31,6 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signal
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: '1 file', '2,000 files'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(count: int, noun: str) -> str:
+    """A count and its noun: '1 file', '2,000 files'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,8 @@
-"""Files that no killed process, second process, full disk or output harms."""
+"""Writes files so that a kill, a second process or a full disk harms none.
+
+A disk that refuses a write is a `WriteError`, one line for the user: `write_atomic`
+raises it, and `writing` makes it of what libraries raise.
+"""
 
 import contextlib
 import errno
@@ -10,12 +14,22 @@ from pathlib import Path
 
 from fdftnet_jax.errors import UserError
 
-# No room, no quota, a file system that refuses to be written to.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
+# No space, no quota, a read-only file system: errors of writing alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# No permission, which reading may lack too.
+_DENIED = (errno.EACCES, errno.EPERM)
+_ADVICE = "free space there and give the same command again"
 
 # What identifies a file or a folder, whatever its path.
 Identity = tuple[int, int]
+
+
+class WriteError(UserError):
+    """A disk that refuses a write: it is full or read-only, or permission is missing.
+
+    The message says what was not written and where to, why, how much space is free
+    there, and what to do.
+    """
 
 
 def identity(path: str | os.PathLike[str]) -> Identity:
@@ -101,18 +115,18 @@ def check_no_input(
     if not os.path.exists(path):
         return
     output = identity(path)
-    for given in inputs:
+    for source in inputs:
         # What cannot be read is reported when it is its turn.
         with contextlib.suppress(OSError, ValueError):
-            if identity(given) == output:
+            if identity(source) == output:
                 raise UserError(
                     f"{what} {printable(os.fspath(path))} is also an input "
-                    f"({printable(os.fspath(given))}); give another path"
+                    f"({printable(os.fspath(source))}); give another path"
                 )
 
 
 def printable(path: str) -> str:
-    r"""A path on one line, in characters that every terminal takes.
+    r"""Writes a path on one line, in characters that every terminal takes.
 
     Bytes that are no UTF-8 and characters that cannot be printed, such as line breaks,
     are written as \xNN and the like; so that no two paths look the same, a backslash
@@ -164,22 +178,24 @@ def write_atomic(
       replace: whether an existing file may be replaced.
 
     Raises:
-      OSError: it cannot be written; FileExistsError where it exists and may not be
-        replaced.
+      WriteError: the disk refuses.
+      OSError: it cannot be written for another reason; FileExistsError where it exists
+        and may not be replaced.
     """
     path = Path(path)
     # The process's number keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        data = content.encode() if isinstance(content, str) else content
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path, replace=replace)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path.name, path.parent):
+        try:
+            data = content.encode() if isinstance(content, str) else content
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(temporary, path, replace=replace)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -209,46 +225,58 @@ def lock(path: str | os.PathLike[str], *, blocking: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(
-    what: str, directory: str | os.PathLike[str], needed: int, advice: str
+    what: str,
+    directory: str | os.PathLike[str],
+    needed: int | None = None,
+    advice: str = _ADVICE,
 ) -> Iterator[None]:
-    """Turns a full or read-only disk into one line for the user.
+    """Turns the refusal of a disk into one line for the user.
+
+    Of several that are nested, the outermost says it: it knows best what to do.
 
     Args:
       what: is being written.
       directory: where to.
-      needed: roughly how many bytes it takes.
+      needed: not used.
       advice: what to do next.
 
     Raises:
-      UserError: what could not be written, how much it needs and how much is free.
+      WriteError: the disk refuses. Other exceptions pass.
     """
     try:
         yield
     # Not every library below raises an OSError that keeps its number.
     except Exception as error:
-        if not _is_refusal(error):
+        reason = _refusal(error)
+        if reason is None:
             raise
-        raise UserError(
-            f"cannot write {what} to {directory}: about {needed / 1e6:.1f} MB are "
-            f"needed, {free_bytes(directory) / 1e6:.1f} MB are free "
-            f"({_reason(error)}); {advice}"
+        raise WriteError(
+            f"cannot write {what} to {printable(os.fspath(directory))}: {reason}, "
+            f"{free_bytes(directory) / 1e6:.1f} MB are free there; {advice}"
         ) from error
+
+
+def full_disk(error: OSError) -> WriteError | None:
+    """Makes the error of a full disk outside `writing`; None of other errors."""
+    if error.errno not in _FULL:
+        return None
+    place = f" to {printable(os.fspath(error.filename))}" if error.filename else ""
+    reason = os.strerror(error.errno)
+    return WriteError(f"cannot write{place}: {reason}; {_ADVICE}")
 
 
 def free_bytes(directory: str | os.PathLike[str]) -> int:
     """Free space of the disk that holds a folder, or will hold it, in bytes."""
     path = Path(directory).absolute()
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
 
 
-def _is_refusal(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-        return True
-    return any(os.strerror(number) in str(error) for number in _CANNOT_WRITE[:3])
-
-
-def _reason(error: BaseException) -> str:
-    known = [os.strerror(number) for number in _CANNOT_WRITE]
-    return next((text for text in known if text in str(error)), type(error).__name__)
+def _refusal(error: Exception) -> str | None:
+    """Why a disk refuses, in the system's words; None for any other exception."""
+    if isinstance(error, OSError) and error.errno in _FULL + _DENIED:
+        return os.strerror(error.errno)
+    numbers = _FULL + _DENIED if isinstance(error, WriteError) else _FULL
+    reasons = [os.strerror(number) for number in numbers]
+    return next((reason for reason in reasons if reason in str(error)), None)

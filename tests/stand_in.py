@@ -41,7 +41,7 @@ class StandIn:
 
 def predict(*arguments, detector="detector"):
     """Runs `fdftnet predict`; returns its exit code."""
-    parsed = cli._parser().parse_args(["predict", *map(str, (detector, *arguments))])
+    parsed = cli.parser().parse_args(["predict", *map(str, (detector, *arguments))])
     return parsed.run(parsed)
 
 

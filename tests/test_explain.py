@@ -1,7 +1,5 @@
 """Pictures of what a detector looked at."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -10,11 +8,12 @@ from PIL import Image
 
 from fdftnet_jax.data.preprocess import Preprocessing, scale
 from fdftnet_jax.models import explanation, registry
-from fdftnet_jax.prediction import explain, names
+from fdftnet_jax.prediction import explain
+from fdftnet_jax.prediction.results import Row
 from fdftnet_jax.reporting import plots
 
 SIZE = small_runs.SIZE
-ROW = types.SimpleNamespace(score=0.25, probability=None, verdict="real")
+ROW = Row("a", "image", width=40, height=40, score=0.25, verdict="real")
 
 
 class Detector:
@@ -63,8 +62,7 @@ def figure(monkeypatch):
         kept = []
         monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure))
         image = face() if image is None else image
-        path = explain.write("out", name, image, detector, row, **options)
-        assert path.name == names.file_name(name, ".png")
+        explain.draw("out.png", name, image, detector, row, **options)
         [found] = kept
         panels = {
             axes.get_title(loc="left"): np.asarray(axes.get_images()[0].get_array())
@@ -153,7 +151,7 @@ def test_even_attention_and_an_empty_map_are_not_bright(monkeypatch, figure):
 
 
 def test_calibrated_faces_and_other_thresholds(figure):
-    row = types.SimpleNamespace(score=0.25, probability=0.625, verdict="fake")
+    row = ROW._replace(probability=0.625, verdict="fake")
     _, lines = figure(Detector("linear"), row=row, threshold=0.5)
     assert lines[:2] == [
         "fake: P(fake) 0.625 (fake from 0.500)",
@@ -174,9 +172,7 @@ def test_of_windows_the_most_fake_one_is_shown(figure):
 def test_any_name_and_picture(name, tmp_path, monkeypatch):
     detector = Detector("linear")
     for image in (face(1, 1), face(3, 700)):
-        path = explain.write(tmp_path / "new", name, image, detector, ROW)
+        path = tmp_path / "new" / "a.png"
+        explain.draw(path, name, image, detector, ROW)
         with Image.open(path) as written:
             assert written.format == "PNG" and 500 < written.width < 1000
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [
-        names.file_name(name, ".png")
-    ]

@@ -1,5 +1,6 @@
 """A disk that fills up while a run saves: a small tmpfs in a namespace of its own."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -70,7 +71,7 @@ def test_a_disk_that_fills_up_while_a_run_saves(free, tmp_path, cache_dir):
     assert ended.returncode == 2, ended.stderr
     error = ended.stderr.splitlines()[-1]
     assert error.startswith("error: cannot write a checkpoint and the history of")
-    assert "MB are needed" in error and "MB are free" in error
+    assert "No space left" in error and "MB are free there" in error
     assert "give the same command again" in error
     assert "Traceback" not in ended.stderr
     copy = tmp_path / "copy"
@@ -84,14 +85,29 @@ def test_a_disk_that_fills_up_while_a_run_saves(free, tmp_path, cache_dir):
 def test_other_errors_pass_through(tmp_path):
     with (
         pytest.raises(ZeroDivisionError),
-        files.writing("it", tmp_path, 1, "go on"),
+        files.writing("it", tmp_path, advice="go on"),
     ):
         raise ZeroDivisionError
     with (
-        pytest.raises(UserError, match=r"cannot write it to .*: about 2.0 MB are need"),
-        files.writing("it", tmp_path / "missing", 2_000_000, "go on"),
+        pytest.raises(UserError, match=r"cannot write it to .*: No space .*; go on"),
+        files.writing("it", tmp_path / "missing", advice="go on"),
     ):
         raise ValueError("RESOURCE_EXHAUSTED: [No space left on device]")
+
+
+def test_refusals_are_told_from_other_errors(tmp_path):
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # Of nested ones the outer one, which knows best what to do, speaks.
+    with (
+        pytest.raises(files.WriteError, match=r"cannot write all .*: Permission den"),
+        files.writing("all", tmp_path),
+        files.writing("a part", tmp_path),
+    ):
+        raise denied
+    # Where no writing is known of, it may be reading that is not permitted.
+    assert files.full_disk(denied) is None
+    with pytest.raises(IsADirectoryError), files.writing("it", tmp_path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def test_a_text_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -101,7 +117,7 @@ def test_a_text_is_replaced_as_a_whole(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space"):
         patch.setattr(os, "fsync", full)
         files.write_atomic(path, "new")
     assert path.read_text() == "old"

@@ -90,7 +90,7 @@ print(len(list(cache.rglob("incomplete.*"))))
     )
     error, finished, number, leftovers = out
     assert error.startswith("cannot write the prepared images to ")
-    assert "about 0.7 MB are needed, 0." in error and "No space left" in error
+    assert "No space left on device, 0." in error and "MB are free" in error
     assert error.endswith("choose another config.data.cache_dir")
     assert (finished, number, leftovers) == ("0", "24", "0")
 
@@ -109,7 +109,7 @@ read()
 """,
     )
     assert out[0].startswith("cannot write what is in the images to ")
-    assert "MB are needed, 0.0 MB are free (No space left" in out[0]
+    assert "No space left on device, 0.0 MB are free" in out[0]
     assert out[1:] == ["0", "24"]
 
 

@@ -1,18 +1,22 @@
-"""The experiments as commands. Each start takes seconds, so there are few."""
+"""How commands start and end. Each start takes seconds, so there are few."""
 
+import errno
 import importlib.machinery
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import small_runs
 
-from experiments import launch
+from fdftnet_jax import launch
+from fdftnet_jax.errors import Interrupted, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,14 +53,6 @@ def start(*arguments):
         ),
         ("pretrain", ["--config=configs/pretrian.py"], "no config file"),
         ("finetune", [], "give the workdir of experiments.pretrain, or a file"),
-        (
-            "pretrain",
-            [
-                "--config=configs/pretrain.py:squeezenet,folder",
-                "--config.data.dir=/nowhere",
-            ],
-            "/nowhere",
-        ),
         ("evaluate", [], "no checkpoints in"),
     ],
 )
@@ -72,11 +68,21 @@ def test_a_mistake_is_one_line_and_code_2(experiment, arguments, message, tmp_pa
     assert not workdir.exists()
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    ended = start("-m", "experiments.evaluate", f"--workdir={tmp_path}", "--debug")
-    assert ended.returncode not in (0, 2)
+@pytest.mark.parametrize(
+    ("error", "options"), [("UserError('bug')", ["--debug"]), ("ValueError('bug')", [])]
+)
+def test_an_experiment_shows_the_traceback(error, options):
+    """Of a mistake with --debug; of what nobody expects always."""
+    code = (
+        "from experiments import launch\n"
+        "from fdftnet_jax.errors import UserError\n"
+        f"def main(): raise {error}\n"
+        "launch.run(main)"
+    )
+    ended = start("-c", code, *options)
+    assert ended.returncode == 1
     assert "Traceback (most recent call last)" in ended.stderr
-    assert "UserError: no checkpoints in" in ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("Error: bug")
 
 
 def test_help_lists_the_flags_of_the_experiment():
@@ -131,6 +137,115 @@ def test_a_finished_training_is_calibrated(pretrained, cache_dir, tmp_path):
     assert not (workdir / "evaluation").exists()
 
 
+# What ends a command.
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 3, None),
+        (UserError("expected a\nface"), 2, "error: expected a face"),
+        (Interrupted(signal.SIGINT, "stopped"), 130, "stopped"),
+        (Interrupted(signal.SIGTERM, "stopped"), 143, "stopped"),
+        (
+            OSError(errno.ENOSPC, "full", "/disk/a"),
+            2,
+            "error: cannot write to /disk/a: No space left on device; free space there "
+            "and give the same command again",
+        ),
+        (
+            ZeroDivisionError("a\nbug"),
+            1,
+            "error: unexpected ZeroDivisionError: a bug; give the same command with "
+            "--debug for the traceback, and report it",
+        ),
+        (BrokenPipeError(), 141, None),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_code(error, code, line, capsys):
+    def work():
+        if error is not None:
+            raise error
+        return 3
+
+    assert launch.finish(work, debug=False, traceback=False) == code
+    assert capsys.readouterr().err.splitlines() == ([] if line is None else [line])
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (UserError("a mistake"), {"debug": True, "traceback": False}),
+        (ZeroDivisionError("a bug"), {"debug": True, "traceback": False}),
+        (ZeroDivisionError("a bug"), {"debug": False, "traceback": True}),
+        # It may be reading that is not permitted.
+        (PermissionError(errno.EACCES, "no"), {"debug": False, "traceback": True}),
+    ],
+)
+def test_tracebacks_where_they_are_wanted(error, options):
+    def work():
+        raise error
+
+    with pytest.raises(type(error)):
+        launch.finish(work, **options)
+
+
+def test_a_command_starts_with_caches_warnings_and_signals(monkeypatch, capsys):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        launch.start(after_signal="begins again")
+        with pytest.raises(Interrupted, match="by SIGTERM; the same command begins"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    cache = os.path.expanduser("~/.cache/fdftnet_jax/xla")
+    assert os.environ.pop("JAX_COMPILATION_CACHE_DIR") == cache
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "7"
+    warnings.showwarning("two\nlines", UserWarning, "a.py", 1)
+    assert capsys.readouterr().err == "warning: two lines\n"
+
+
+@pytest.mark.parametrize(("output", "code"), [("/dev/full", 2), ("closed pipe", 141)])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "from experiments import launch\n"
+        "launch.run(lambda: print(*[50] * {}, sep=chr(10)))",
+        "import sys; from fdftnet_jax import cli; sys.argv = ['fdftnet', 'show', 'a']\n"
+        "cli._show = lambda _: print(*[50] * {}, sep=chr(10)) or 0\n"
+        "sys.exit(cli.main())",
+    ],
+)
+# Few lines fail when they are flushed, at the end.
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_output_that_cannot_be_written(script, output, code, lines):
+    command = [sys.executable, "-c", script.format(lines)]
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    if output == "closed pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(output, os.O_WRONLY)
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=buffered,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert ended.returncode == code, ended.stderr
+    line = "error: cannot write: No space left on device; free space there and give "
+    assert ended.stderr == (f"{line}the same command again\n" if code == 2 else "")
+
+
 # Large pages.
 
 
@@ -151,7 +266,7 @@ def started_anew(monkeypatch):
 def test_a_command_starts_anew_with_large_pages(started_anew, monkeypatch, given):
     if given:
         monkeypatch.setenv("GLIBC_TUNABLES", given)
-    launch._use_large_pages()
+    launch.use_large_pages()
     [(program, arguments, environment)] = started_anew
     assert arguments == [program, "-m", "experiments.finetune", "a"]
     tunables = environment.pop("GLIBC_TUNABLES").split(":")
@@ -160,23 +275,23 @@ def test_a_command_starts_anew_with_large_pages(started_anew, monkeypatch, given
     assert environment == rest
     # Once.
     monkeypatch.setenv("GLIBC_TUNABLES", ":".join(tunables))
-    launch._use_large_pages()
+    launch.use_large_pages()
     assert len(started_anew) == 1
 
 
 def test_what_the_user_set_stays(started_anew, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    launch._use_large_pages()
+    launch.use_large_pages()
     assert not started_anew
 
 
 def test_another_c_library_is_left_alone(started_anew, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    launch._use_large_pages()
+    launch.use_large_pages()
     assert not started_anew
 
 
 def test_another_program_is_left_alone(started_anew, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    launch._use_large_pages()
+    launch.use_large_pages()
     assert not started_anew

@@ -19,7 +19,7 @@ import fdftnet_jax
 from fdftnet_jax import files
 from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.prediction import inputs, writers
+from fdftnet_jax.prediction import inputs, outputs, writers
 from fdftnet_jax.prediction.results import Row
 
 REPOSITORY = Path(__file__).parent.parent
@@ -328,3 +328,16 @@ def test_closed_streams_are_no_error(evidence, tmp_path, closed):
     assert codes.read_text() == "[0, 0, 3, 2]"
     # What libraries write to a closed stream does not end up in the results.
     assert len(rows(out)[0]) == 3
+
+
+def test_file_names_are_plain_and_their_own():
+    odd = ["a.jpg", "b/a.jpg", "../a.jpg", "", "人.jpg", "\udcff.jpg", ".x", "a" * 999]
+    odd += ["A.jpg", "a b.jpg", "a_b.jpg", "-rf", "a\nb.jpg", "CON"]
+    names = [outputs.figure_name(name, ".png") for name in odd]
+    assert len({name.lower() for name in names}) == len(odd)
+    for name in names:
+        assert name.isascii() and len(name) < 90 and name[0] not in ".-"
+        assert not set(name) & set("/\\ :\n") and name.endswith(".png")
+    assert names[0].startswith("a.jpg-")
+    # Of the same name always the same.
+    assert outputs.figure_name("a.jpg", ".png") == names[0]

@@ -259,3 +259,9 @@ def test_svg_sheet_embeds_the_pixels_and_has_titles_as_text(tmp_path):
 def test_arrays_that_are_not_images_are_refused(tmp_path, images):
     with pytest.raises(ValueError, match="'real' must be uint8 images"):
         plots.contact_sheet(tmp_path / "sheet.png", {"real": images})
+
+
+def test_names_in_figures():
+    assert plots.drawable("Ångström $x$ \n人\udcff") == "Ångström $x$ ???"
+    assert plots.drawable("0123456789", 10) == "0123456789"
+    assert plots.drawable("0123456789", 9) == "...456789"

@@ -82,8 +82,6 @@ def test_a_video_is_as_fake_as_the_track_that_decides():
         seconds=1.6,
         tracks=(short, long),
         deciding=1,
-        rejected={},
-        complete=True,
         reason="",
         notes=("a note", "another"),
     )
@@ -91,23 +89,15 @@ def test_a_video_is_as_fake_as_the_track_that_decides():
     whole, first, second = rows
     assert whole.logit == pytest.approx(2.0) and whole.frames == 3
     assert whole.deviation == pytest.approx(2.0)
-    assert whole.score_low is None and whole.notes == "a note; another"
+    assert whole.notes == "a note; another"
     assert (whole.x, whole.y, whole.width, whole.height) == (11, 21, 31, 41)
     assert first.frames == 1 and first.deviation is None and first.notes
     assert whole == second._replace(face=None, notes=whole.notes)
     # Not the surer one of the short track.
     assert results.deciding(rows) == 1
-    broken = video.VideoResult(0, 0.0, (), None, {}, False, "no frames", ())
+    broken = video.VideoResult(0, 0.0, (), None, "no frames", ())
     (row,) = results.Judge(stand_in.StandIn()).video("a", "video", broken)
     assert row == Row("a", "video", reason="no frames")
-
-
-def test_the_interval_of_a_video_is_one_of_scores():
-    steady = track([1.0, 1.5] * 10, (0, 0, 9, 9))
-    found = video.VideoResult(20, 8.0, (steady,), 0, {}, True, "", ())
-    (row,) = results.Judge(stand_in.StandIn()).video("a", "video", found)
-    low, high = (math.log(p / (1 - p)) for p in (row.score_low, row.score_high))
-    assert (low, high) == pytest.approx(steady.interval)
 
 
 ROWS = [
@@ -203,6 +193,18 @@ def test_the_table_fits_a_terminal(columns, monkeypatch):
     assert lines[3].endswith("a.jpg  (empty)") or columns < 50
     starts = {re.match(r"\S+ +\S+ +\S+ +", line).end() for line in lines}
     assert len(starts) == 1
+
+
+def test_the_table_says_what_the_mean_of_a_video_is_of():
+    lines = []
+    table = writers.Table(calibrated=False, say=lines.append)
+    video_row = Row("v.mp4", "video", score=0.25, logit=-1.1, verdict=REAL)
+    table.add([video_row._replace(frames=24, deviation=0.714)])
+    table.add([video_row._replace(frames=1)])
+    assert [line.partition("  (")[2] for line in lines[1:]] == [
+        "24 frames, deviation 0.71)",
+        "1 frame)",
+    ]
 
 
 def test_the_table_is_not_cut_for_a_program():

@@ -12,7 +12,7 @@ from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import stream
 from fdftnet_jax.prediction.inputs import Item
-from fdftnet_jax.prediction.stream import Seen
+from fdftnet_jax.prediction.stream import Content
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -60,10 +60,10 @@ def test_work_that_is_not_wanted_any_more_is_not_begun():
 
 def seen(faces, views, value, size=2):
     if not faces:
-        return Seen(Item("", ""), "image", reason="none")
+        return Content(Item("", ""), "image", reason="none")
     made = np.zeros((faces, views, size, size, 3), np.uint8)
     made[..., 0] = value + np.arange(faces)[:, None, None, None]
-    return Seen(Item("", ""), "image", made, (None,) * faces)
+    return Content(Item("", ""), "image", made, (None,) * faces)
 
 
 @pytest.mark.parametrize("views", [1, 3, 9])
@@ -104,15 +104,15 @@ def test_files_without_anything_to_score_do_not_wait_for_the_others():
     assert [len(next(found)[1]) for _ in range(3)] == [0, 0, 0]
 
 
-def looker(**options):
+def reader(**options):
     options = {"find": None, "video": None, **options}
-    return stream.Looker(preprocess.Preprocessing(size=4), **options)
+    return stream.Reader(preprocess.Preprocessing(size=4), **options)
 
 
 def test_a_picture_under_the_suffix_of_a_video_is_a_picture(tmp_path):
     path = tmp_path / "a.mp4"
     Image.new("RGB", (9, 7), "red").save(path, "PNG")
-    found = looker()(Item(str(path), "video"))
+    found = reader()(Item(str(path), "video"))
     assert found.kind == "image" and found.views.shape == (1, 1, 4, 4, 3)
     assert found.boxes == (None,)
 
@@ -125,18 +125,18 @@ def test_what_nobody_foresaw_costs_one_file_or_is_shown(tmp_path):
     def broken(image):
         raise ZeroDivisionError("a\nbug " + "x" * 999)
 
-    found = looker(find=broken)(item)
+    found = reader(find=broken)(item)
     assert found.views is None and "ZeroDivisionError: a bug" in found.reason
     assert len(found.reason) < 200
     with pytest.raises(ZeroDivisionError):
-        looker(find=broken, debug=True)(item)
+        reader(find=broken, debug=True)(item)
 
     def without_packages(image):
         raise UserError("install them")
 
     # That is no fault of the file.
     with pytest.raises(UserError, match="install"):
-        looker(find=without_packages)(item)
+        reader(find=without_packages)(item)
 
 
 def test_the_stand_in_is_what_it_says():

@@ -161,8 +161,8 @@ print(run().crops)
     )
     assert not ended.returncode, ended.stderr
     error, left, crops = ended.stdout.splitlines()
-    assert error.startswith(f"cannot write face crops to {out}: about 0.")
-    assert "No space left" in error and "videos that are not done" in error
+    assert error.startswith(f"cannot write face crops to {out}: No space left")
+    assert " MB are free there; " in error and "videos that are not done" in error
     assert left == "False False True"
     assert crops == "12"
 

@@ -87,7 +87,7 @@ def test_processes_end_with_their_parent(number):
     """Also in the middle of a task."""
     code = (
         "import drawn_videos\n"
-        "from fdftnet_jax.data import workers\n"
+        "from fdftnet_jax.faces import workers\n"
         "for _ in workers.deal(drawn_videos.sleeper, [1], 1): pass"
     )
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"

@@ -1,4 +1,4 @@
-"""The text of `fdftnet show`: what a person should know before trusting a verdict."""
+"""Writes the card of a detector as text: what to know before trusting a verdict."""
 
 import textwrap
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _VIEWS = {
 
 
 def text(card: dict[str, Any], digest: str) -> str:
-    """A card as lines of at most 80 characters.
+    """Writes a card as lines of at most 80 characters.
 
     Args:
       card: of `file.read`.
@@ -49,14 +49,14 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "faces", _faces(card["faces"])
     yield "classes", ", ".join(f"{i} {label}" for i, label in enumerate(card["labels"]))
     yield "threshold", _threshold(card)
-    if (found := card["calibration"]) is not None:
+    if (calibration := card["calibration"]) is not None:
         yield (
             "calibration",
-            f"P(fake) by temperature {found['temperature']:.4g} and prior "
-            f"{found['prior']:.3g}, on {found['num_real']} real and "
-            f"{found['num_fake']} fake images of validation",
+            f"P(fake) by temperature {calibration['temperature']:.4g} and prior "
+            f"{calibration['prior']:.3g}, on {calibration['num_real']} real and "
+            f"{calibration['num_fake']} fake images of validation",
         )
-        for note in found["notes"]:
+        for note in calibration["notes"]:
             yield "", note
     for index, data in enumerate(card["trained_on"]):
         yield "" if index else "trained on", _data(data)
@@ -69,8 +69,8 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"step {checkpoint['step']}, epoch {checkpoint['epoch']}"
         + (f", validation loss {loss:.4f}" if loss is not None else ""),
     )
-    for index, found in enumerate(card["evaluations"]):
-        yield "" if index else "evaluated on", _evaluation(found)
+    for index, evaluation in enumerate(card["evaluations"]):
+        yield "" if index else "evaluated on", _evaluation(evaluation)
     if not card["evaluations"]:
         yield "evaluated on", "nothing: no report lay beside the checkpoint"
     yield (
@@ -115,32 +115,33 @@ def _faces(rules: dict[str, Any] | None) -> str:
 
 
 def _threshold(card: dict[str, Any]) -> str:
-    found = card["threshold"]
-    what = {"raw": "score", "calibrated": "P(fake)"}[found["probability_of"]]
+    threshold = card["threshold"]
+    what = {"raw": "score", "calibrated": "P(fake)"}[threshold["probability_of"]]
     return (
-        f"fake from {what} {found['probability']:.4f} (logit {found['logit']:.4f}): "
-        f"{found['rule']}"
+        f"fake from {what} {threshold['probability']:.4f} (logit "
+        f"{threshold['logit']:.4f}): {threshold['rule']}"
     )
 
 
 def _data(data: dict[str, Any]) -> str:
     where = f" ({data['folder']})" if data["folder"] else ""
     shots = f", {data['shots']} shots of each class" if data["shots"] else ""
-    number = ""
+    count = ""
     if data["real"] is not None:
-        number = f": {data['real']:,} real and {data['fake']:,} fake images"
-    return f"{data['name']}{where}, split {data['split']}{shots}{number}"
+        count = f": {data['real']:,} real and {data['fake']:,} fake images"
+    return f"{data['name']}{where}, split {data['split']}{shots}{count}"
 
 
-def _evaluation(found: dict[str, Any]) -> str:
-    auc = found["auc"]
+def _evaluation(evaluation: dict[str, Any]) -> str:
+    auc = evaluation["auc"]
     interval = ""
     if auc["interval"]:
         low, high = auc["interval"]
-        interval = f" [{low:.4f}, {high:.4f}] ({found['level']:.0%} interval)"
+        interval = f" [{low:.4f}, {high:.4f}] ({evaluation['level']:.0%} interval)"
     return (
-        f"{found['data']}, split {found['split']}: AUROC {auc['value']:.4f}{interval}, "
-        f"{found['real']:,} real and {found['fake']:,} fake images"
+        f"{evaluation['data']}, split {evaluation['split']}: AUROC "
+        f"{auc['value']:.4f}{interval}, {evaluation['real']:,} real and "
+        f"{evaluation['fake']:,} fake images"
     )
 
 
@@ -151,5 +152,5 @@ def _by_code(backbone: str) -> str:
 
 
 def _plain(value: str) -> str:
-    """Without characters that would move a terminal's cursor."""
+    """Replaces characters that would move a terminal's cursor."""
     return "".join(c if c.isprintable() else " " for c in value)

@@ -1,4 +1,4 @@
-"""A detector read from its file, which scores pictures.
+"""Reads a detector from its file and scores pictures with it.
 
 >>> import fdftnet_jax
 >>> import numpy as np
@@ -94,7 +94,7 @@ class Detector:
     """Scores pictures as the run did that it was exported from.
 
     Attributes:
-      card: all that the file says (see `export.card`).
+      card: what the file says (see `export.card`).
       preprocessing: from a picture to the network's views.
       threshold: the lowest log odds that are called fake.
       variables: `params` and `batch_stats` of the network.
@@ -109,7 +109,7 @@ class Detector:
         program: bool = False,
         import_backbone: bool = False,
     ):
-        """Takes what `file.read` gave; see `load`."""
+        """Takes the contents of the file; see `load`."""
         arrays, card = dict(contents.arrays), contents.card
         self._path = os.fspath(path)
         self._import_backbone = import_backbone
@@ -150,7 +150,7 @@ class Detector:
             self.model()
 
     def logits(self, views: np.ndarray) -> np.ndarray:
-        """Log odds of views, logit(fake) - logit(real).
+        """Computes the log odds of views, logit(fake) - logit(real).
 
         A batch is filled up to a power of two, and each such number is compiled once,
         and has to give the logits that the file states for two computed pictures.
@@ -186,16 +186,16 @@ class Detector:
         logits = np.asarray(self._run(padded))[: len(rows)]
         # As in evaluation, the mean is of float32.
         logits = logits.reshape(len(views), -1, 2).mean(1)
-        found = logits[:, 1].astype(np.float64) - logits[:, 0]
-        if not np.isfinite(found).all():
+        log_odds = logits[:, 1].astype(np.float64) - logits[:, 0]
+        if not np.isfinite(log_odds).all():
             raise UserError(
                 f"{self._path} gives a score that is not finite: its network has "
                 "diverged; train it again"
             )
-        return found
+        return log_odds
 
     def probability(self, z: np.ndarray) -> np.ndarray | None:
-        """P(fake), calibrated, of log odds; None without a calibration.
+        """Computes calibrated P(fake) of log odds; None without a calibration.
 
         Args:
           z: log odds of `logits`.
@@ -223,15 +223,15 @@ class Detector:
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
-        number = max(1, batch_size // self._views_each())
-        found = [
+        count = max(1, batch_size // self._views_each())
+        logits = [
             self.logits(np.stack([self._view(image) for image in chunk]))
-            for chunk in _chunks(images, number)
+            for chunk in _chunks(images, count)
         ]
-        return special.expit(np.concatenate([np.zeros(0), *found]))
+        return special.expit(np.concatenate([np.zeros(0), *logits]))
 
     def model(self) -> nn.Module:
-        """The Flax network `(images, *, train) -> logits [b, 2]`, for `variables`.
+        """Builds the Flax network `(images, *, train) -> logits [b, 2]`.
 
         Raises:
           UserError: the code of its backbone cannot be, or may not be, imported, or the
@@ -262,26 +262,26 @@ class Detector:
         return built
 
     def _exported(self, program: np.ndarray) -> network.Program | None:
-        """The file's own program; None, with a warning, where it cannot be read."""
+        """Reads the file's own program; None, with a warning, where that fails."""
         size = self.preprocessing.size
         views = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         # Readers of what another version wrote raise whatever they raise.
         try:
             exported = jax.export.deserialize(bytearray(program.tobytes()))
             text = exported.mlir_module()
-            found = jax.eval_shape(exported.call, self._arrays, views)
+            result = jax.eval_shape(exported.call, self._arrays, views)
         except Exception as error:
             self._rebuild_because(error)
             return None
         allowed = sum(text.count(f"custom_call @{name}(") for name in _HARMLESS_CALLS)
         if text.count("custom_call") != allowed:
             raise ValueError("its program calls functions outside itself")
-        if found.shape != (1, 2) or found.dtype != np.float32:
-            raise ValueError(f"its program gives {found.dtype} {list(found.shape)}")
+        if result.shape != (1, 2) or result.dtype != np.float32:
+            raise ValueError(f"its program gives {result.dtype} {list(result.shape)}")
         return exported.call
 
     def _run(self, views: np.ndarray) -> jax.Array:
-        """Logits [b, 2] of a batch."""
+        """Computes the logits [b, 2] of a batch."""
         if self._on_device is None:
             self._on_device = jax.device_put(self._arrays)
         if len(views) not in self._compiled:
@@ -290,14 +290,14 @@ class Detector:
             self._compiled[len(views)] = compiled
         return self._compiled[len(views)](self._on_device, views)
 
-    def _check(self, compiled: jax.stages.Compiled, number: int) -> None:
-        """Compares with what the file states; see `logits`."""
+    def _check(self, compiled: jax.stages.Compiled, batch_size: int) -> None:
+        """Compares logits with those that the file states; see `logits`."""
         views = network.check_views(self.preprocessing.size)
-        views = np.resize(views, (number, *views.shape[1:]))
-        expected = np.resize(self._expected, (number, 2))
-        found = np.asarray(compiled(self._on_device, views))
+        views = np.resize(views, (batch_size, *views.shape[1:]))
+        expected = np.resize(self._expected, (batch_size, 2))
+        logits = np.asarray(compiled(self._on_device, views))
         tolerance = self._tolerance
-        if not np.allclose(found, expected, rtol=tolerance, atol=tolerance):
+        if not np.allclose(logits, expected, rtol=tolerance, atol=tolerance):
             otherwise = (
                 ""
                 if self._program
@@ -307,7 +307,7 @@ class Detector:
             )
             raise UserError(
                 f"{self._path} does not score here as where it was exported: logits "
-                f"{np.round(found[0], 3).tolist()} instead of "
+                f"{np.round(logits[0], 3).tolist()} instead of "
                 f"{np.round(expected[0], 3).tolist()} for the same picture; use "
                 f"fdftnet_jax {self._version} or another device (JAX_PLATFORMS=cpu)"
                 f"{otherwise}"
@@ -360,11 +360,11 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _chunks(images: Iterable[Image], number: int) -> Iterator[list[Image]]:
+def _chunks(images: Iterable[Image], count: int) -> Iterator[list[Image]]:
     rest = iter(images)
-    while chunk := list(itertools.islice(rest, number)):
+    while chunk := list(itertools.islice(rest, count)):
         yield chunk
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""The file of a detector: named arrays and a card, and a digest over every byte.
+"""Reads and writes a detector's file: named arrays, a card, a digest of every byte.
 
 It is a safetensors file, which any reader of that format opens. Its metadata has one
 entry, `fdftnet_detector`, JSON:
@@ -47,14 +47,13 @@ def write(
     """Writes a detector; the same arrays and card give the same bytes.
 
     Args:
-      path: of the file, which is there whole or as it was before.
+      path: of the file, which is written atomically.
       arrays: by name.
       card: ready for JSON.
       replace: whether an existing file may be replaced.
 
     Raises:
-      UserError: the disk is full or read-only, there is no such folder, or there is
-        such a file.
+      UserError: the disk refuses, there is no such folder, or there is such a file.
     """
     path = Path(path)
     data = _bytes(arrays, card)
@@ -63,25 +62,23 @@ def write(
             f"expected a folder {path.parent} for the detector, found none; make it, "
             "or give another path"
         )
-    advice = "free space there, or give another path"
-    with files.writing("the detector", path.parent, len(data), advice):
-        try:
-            files.write_atomic(path, data, replace=replace)
-        except FileExistsError:
-            # One that appeared since the export began.
-            files.check_output(path, "the detector", replace=False)
-            raise
+    try:
+        files.write_atomic(path, data, replace=replace)
+    except FileExistsError:
+        # One that appeared since the export began.
+        files.check_output(path, "the detector", replace=False)
+        raise
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The file of a detector; 'toy' is the package's, unless a file has that name."""
+    """Finds a detector's file; 'toy' is the package's, unless a file has that name."""
     if os.fspath(path) == TOY and not os.path.exists(TOY):
         return _TOY_FILE
     return Path(path)
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """The contents of a file."""
 
     arrays: dict[str, np.ndarray]
     card: dict[str, Any]
@@ -126,7 +123,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
 
 
 def tampered(path: str | os.PathLike[str], error: Exception | str) -> UserError:
-    """For a file whose digest is right and whose contents do not fit each other."""
+    """Makes the error for an undamaged file that does not hold a working detector."""
     reason = " ".join(str(error).split())[:120]
     if isinstance(error, Exception):
         reason = f"{type(error).__name__}: {reason}"
@@ -148,7 +145,7 @@ def _bytes(arrays: Mapping[str, np.ndarray], card: dict[str, Any]) -> bytes:
 
 
 def _entry(data: bytes) -> dict[str, Any]:
-    """The JSON in the metadata, of the right types down to the digest and the card."""
+    """Reads the JSON in the metadata; checks the types of the digest and the card."""
     length = int.from_bytes(data[:8], "little")
     if not 0 < length <= len(data) - 8:
         raise ValueError("no header")

@@ -1,4 +1,4 @@
-"""The function of a detector's file: named weights and views in, logits out.
+"""Builds the function of a detector's file: named weights and views in, logits out.
 
 The package builds it from the card. A detector's file also has it as StableHLO, with
 the weights as arguments, for those who lack the network's code.
@@ -23,7 +23,7 @@ Program = Callable[[Arrays, Any], jax.Array]
 
 
 def build(model: Mapping[str, Any], scaling: str) -> Program:
-    """The function by the network's code.
+    """Builds the function by the network's code.
 
     Args:
       model: as `registry.build` takes it, with its `dtype`.
@@ -44,19 +44,19 @@ def build(model: Mapping[str, Any], scaling: str) -> Program:
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` and `batch_stats` by path, such as 'params/conv1/kernel', sorted."""
+    """Flattens `params` and `batch_stats`, by path such as 'params/conv1/kernel'."""
     leaves = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     return {path: leaves[path] for path in sorted(leaves)}
 
 
 def nested(arrays: Arrays) -> dict[str, Any]:
-    """What `flat` was given."""
-    found = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    return {"params": {}, "batch_stats": {}} | found
+    """Undoes `flat`."""
+    variables = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
+    return {"params": {}, "batch_stats": {}} | variables
 
 
 def export(program: Program, arrays: Arrays, size: int) -> jax.export.Exported:
-    """The function as StableHLO for any batch, on CPUs, NVIDIA GPUs and TPUs.
+    """Exports the function as StableHLO for any batch, on CPUs, NVIDIA GPUs and TPUs.
 
     Args:
       program: see `Program`.
@@ -69,12 +69,12 @@ def export(program: Program, arrays: Arrays, size: int) -> jax.export.Exported:
         name: jax.ShapeDtypeStruct(array.shape, array.dtype)
         for name, array in arrays.items()
     }
-    with _no_places():
+    with _without_locations():
         return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, views)
 
 
 def check_views(size: int) -> np.ndarray:
-    """Computed pictures whose logits a file states: one of waves, one of slopes.
+    """Computes pictures whose logits a file states: one of waves, one of slopes.
 
     Args:
       size: side, in pixels.
@@ -89,8 +89,8 @@ def check_views(size: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _no_places() -> Iterator[None]:
-    """Keeps the places of the code, folders of this machine, out of a program."""
+def _without_locations() -> Iterator[None]:
+    """Keeps the paths of the code, folders of this machine, out of a program."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)

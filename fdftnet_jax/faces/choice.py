@@ -1,7 +1,4 @@
-"""Which faces of a picture count, and the square that is cut out around each.
-
-One place decides it, for training and for prediction.
-"""
+"""Chooses the faces of a picture that are cut out, for training and prediction."""
 
 import dataclasses
 import json
@@ -55,7 +52,7 @@ class Chosen(NamedTuple):
 
 
 def find(image: np.ndarray, detect: FaceDetector, rules: FaceRules) -> Chosen:
-    """Finds the faces of a picture and the squares around them.
+    """Finds the faces of a picture that are cut out, and the squares around them.
 
     Args:
       image: [height, width, 3] uint8 RGB.
@@ -73,18 +70,18 @@ def find(image: np.ndarray, detect: FaceDetector, rules: FaceRules) -> Chosen:
     return Chosen(faces, squares, reason, detail)
 
 
-def choose(found: Sequence[Face], rules: FaceRules) -> tuple[list[Face], str, str]:
+def choose(faces: Sequence[Face], rules: FaceRules) -> tuple[list[Face], str, str]:
     """Chooses the faces of a picture that are cut out.
 
     Returns:
       The faces, largest first; where there are none, why not, in the words of
       `rejected.csv`, and a detail.
     """
-    if not found:
+    if not faces:
         return [], NO_FACE, ""
-    sure = [face for face in found if face.confidence >= rules.min_confidence]
+    sure = [face for face in faces if face.confidence >= rules.min_confidence]
     if not sure:
-        return [], UNSURE, f"{max(face.confidence for face in found):.4g}"
+        return [], UNSURE, f"{max(face.confidence for face in faces):.4g}"
     sides = [min(face.width, face.height) for face in sure]
     large = [f for f, side in zip(sure, sides, strict=True) if side >= rules.min_size]
     if not large:

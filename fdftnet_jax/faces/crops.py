@@ -1,4 +1,4 @@
-"""The face crops of one video: which faces of which frames, cut out and written."""
+"""Cuts the faces out of one video and writes them."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a video that was read to its end."""
+    """The crops of a video that was read to its end, and why frames have none."""
 
     # Of the file: bytes and nanoseconds.
     stamp: list[int]
@@ -56,7 +56,7 @@ class Record(NamedTuple):
 
 
 def record_of(task: Task) -> Record | None:
-    """What is known of a video; None where it is not done, or has changed."""
+    """Reads the record of a video; None where it is not done, or has changed."""
     try:
         text = (Path(task.folder) / RECORD).read_text()
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def record_of(task: Task) -> Record | None:
 
 
 def stamp_of(path: str) -> list[int]:
-    """What changes with a file's content; of one that is gone, [-1, -1]."""
+    """What changes with a file's content: its size and time; [-1, -1] of no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -114,11 +114,11 @@ class Preparer:
             if frame.pixels is None:
                 record.rejected.append([frame.number, frame.problem, ""])
                 continue
-            found = choice.find(frame.pixels, self._detect, rules)
-            if not found.faces:
-                record.rejected.append([frame.number, found.reason, found.detail])
-            for index, face in enumerate(found.faces):
-                square = found.squares[index]
+            chosen = choice.find(frame.pixels, self._detect, rules)
+            if not chosen.faces:
+                record.rejected.append([frame.number, chosen.reason, chosen.detail])
+            for index, face in enumerate(chosen.faces):
+                square = chosen.squares[index]
                 png = images.encode_png(square.cut(frame.pixels))
                 name = crop_name(frame.number, index)
                 (self._temporary / name).write_bytes(png)

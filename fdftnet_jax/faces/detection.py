@@ -1,7 +1,7 @@
-"""Where the faces are in a picture, and the square that is cut out around each.
+"""Finds the faces of a picture, and the square that is cut out around each.
 
 Detectors are libraries' own, behind one interface, `FaceDetector`. What they need is
-imported when one is made.
+imported when one is constructed.
 """
 
 import importlib.metadata
@@ -40,7 +40,7 @@ class FaceDetector(Protocol):
 
     @staticmethod
     def version() -> str:
-        """Of all that determines what it finds; raises UserError if that is missing."""
+        """Versions of what determines its results; UserError where that is missing."""
 
     def __call__(self, image: np.ndarray, smallest: int) -> list[Face]:
         """Finds faces of all confidences, in any order.
@@ -78,8 +78,8 @@ class Cascade:
         )
         # Of no face at all, OpenCV returns empty tuples.
         return [
-            Face(int(x), int(y), int(width), int(height), float(number))
-            for (x, y, width, height), number in zip(
+            Face(int(x), int(y), int(width), int(height), float(count))
+            for (x, y, width, height), count in zip(
                 boxes, np.ravel(agreeing), strict=True
             )
         ]
@@ -117,7 +117,7 @@ class Mtcnn:
 
     @staticmethod
     def version() -> str:
-        """The versions of both packages."""
+        """Versions of both packages."""
         missing = [
             name
             for name in ("mtcnn", "tensorflow")
@@ -146,12 +146,12 @@ class Mtcnn:
             return []
         shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         faces = []
-        for found in self._detector.detect_faces(shrunk):
-            x, y, w, h = (side / scale for side in found["box"])
+        for face in self._detector.detect_faces(shrunk):
+            x, y, w, h = (side / scale for side in face["box"])
             left, right = (round(min(max(v, 0), width)) for v in (x, x + w))
             top, bottom = (round(min(max(v, 0), height)) for v in (y, y + h))
             if right > left and bottom > top:
-                confidence = float(found["confidence"])
+                confidence = float(face["confidence"])
                 faces.append(Face(left, top, right - left, bottom - top, confidence))
         return faces
 
@@ -172,7 +172,7 @@ class Square(NamedTuple):
 
 
 def square_around(face: Face, margin: float, height: int, width: int) -> Square:
-    """The square around a face: crops are neither stretched nor filled up.
+    """Computes the square around a face: no crop is stretched or filled up.
 
     Its side is that of the box's longer side times 1 + 2 `margin`, its centre the
     box's. Where it would leave the picture it is shifted inside; where it is larger

@@ -1,4 +1,4 @@
-"""From videos to a folder of face crops, which the data sets read.
+"""Cuts the faces out of videos, to a folder of crops that the data sets read.
 
 Each video below a folder becomes a folder at the same place below another:
 `a/b/003.mp4` becomes `a/b/003/<frame>_<face>.png`. Such a folder takes its name when
@@ -47,12 +47,10 @@ MANIFEST = (
 )
 REJECTED = ("video", "frame", "reason", "detail")
 UNREADABLE = "unreadable video"
-# Bytes of a video's crops, where none is known yet.
-_USUAL_BYTES = 4e6
 
 
 class Summary(NamedTuple):
-    """What a run of `prepare` did, and what there is now."""
+    """Counts of what a run of `prepare` did, and of what there is now."""
 
     videos: int  # Of the input.
     new: int  # Of them, prepared now.
@@ -71,7 +69,7 @@ def prepare(
     *,
     replace: bool = False,
 ) -> Summary:
-    """Cuts the faces out of all videos of a folder, or of one; or goes on with that.
+    """Cuts the faces out of a video, or all videos of a folder; resumes earlier work.
 
     Writes the folders of crops and, beside them, `manifest.csv` (a row for each crop),
     `rejected.csv` (a row for each frame that was looked at and gave no crop, and for
@@ -95,43 +93,24 @@ def prepare(
     choices = {"detector": detectors, "faces": ("largest", "all")}
     checks.check(config, _RANGES, choices)
     detector = detectors[config.detector]
-    rules = Rules(
-        detector=detector.name,
-        every=config.every,
-        max_frames=config.max_frames,
-        faces=config.faces,
-        margin=float(config.margin),
-        min_size=config.min_size,
-        min_confidence=float(config.min_confidence or detector.min_confidence),
-    )
-    preparation = {
-        "schema_version": 1,
-        "detector_version": detector.version(),
-        "opencv": cv2.__version__,
-        **dataclasses.asdict(rules),
-    }
+    rules = _rules(config, detector)
     output = Path(splits.resolve(output))
     tasks = _tasks(splits.resolve(source), output)
     for task in tasks:
         _source_of(task.video, config.source_by)
     files.check_no_input(output, "--output", [source])
     _check_no_others(output)
-    with _writing(output, 1e6):
+    with _writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    with _owned(output):
-        _keep_or_compare(preparation, output, replace=replace)
-        done = {task: record for task in tasks if (record := record_of(task))}
-        new = [task for task in tasks if task not in done]
-        changed = sum(os.path.exists(task.folder) for task in new)
-        make = functools.partial(Preparer, detector, rules, str(output))
-        failures = {}
-        for task, result in _prepared(make, new, config.workers, output, done):
-            if isinstance(result, Record):
-                done[task] = result
-            else:
-                failures[task.video] = result
-        rejected = _write_tables(tasks, done, failures, config.source_by, output)
-    crops = sum(len(record.crops) for record in done.values())
+        with _owned(output):
+            _keep_or_compare(_preparation(detector, rules), output, replace=replace)
+            records = {task: record for task in tasks if (record := record_of(task))}
+            new = [task for task in tasks if task not in records]
+            changed = sum(os.path.exists(task.folder) for task in new)
+            make = functools.partial(Preparer, detector, rules, str(output))
+            failures = _prepare_new(make, new, config.workers, records)
+            rejected = _write_tables(tasks, records, failures, config.source_by, output)
+    crops = sum(len(record.crops) for record in records.values())
     if not crops:
         raise UserError(
             f"expected faces in {len(tasks)} videos of {source}, found none "
@@ -160,8 +139,30 @@ _RANGES: checks.Ranges = {
 }
 
 
+def _rules(config: ml_collections.ConfigDict, detector: type[FaceDetector]) -> Rules:
+    return Rules(
+        detector=detector.name,
+        every=config.every,
+        max_frames=config.max_frames,
+        faces=config.faces,
+        margin=float(config.margin),
+        min_size=config.min_size,
+        min_confidence=float(config.min_confidence or detector.min_confidence),
+    )
+
+
+def _preparation(detector: type[FaceDetector], rules: Rules) -> dict[str, Any]:
+    """What determines the crops, as `preparation.json` keeps it."""
+    return {
+        "schema_version": 1,
+        "detector_version": detector.version(),
+        "opencv": cv2.__version__,
+        **dataclasses.asdict(rules),
+    }
+
+
 def _tasks(source: str, output: Path) -> list[Task]:
-    """The videos of a folder, sorted by path, or the one that `source` is."""
+    """Lists the videos of a folder, sorted by path, or the one that `source` is."""
     root = Path(source)
     if not root.exists():
         raise UserError(
@@ -169,21 +170,21 @@ def _tasks(source: str, output: Path) -> list[Task]:
             "give its path with --input=PATH"
         )
     if root.is_file():
-        root, found = root.parent, [root.name]
+        root, listed = root.parent, [root.name]
     else:
         try:
-            found = sorted(splits.walk(root))
+            listed = sorted(splits.walk(root))
         except OSError as error:
             raise UserError(
                 f"expected a readable folder at {error.filename or root}, found "
                 f"{error.strerror or error}; change its permissions, or move it "
                 "elsewhere"
             ) from error
-    paths = [p for p in found if PurePosixPath(p).suffix.lower() in videos.SUFFIXES]
+    paths = [p for p in listed if PurePosixPath(p).suffix.lower() in videos.SUFFIXES]
     if not paths:
         raise UserError(
             f"expected videos ({' '.join(videos.SUFFIXES)}) in {source}, found "
-            f"{len(found)} files of other kinds; give another --input"
+            f"{len(listed)} files of other kinds; give another --input"
         )
     folders: dict[PurePosixPath, str] = {}
     for path in paths:
@@ -211,7 +212,7 @@ def _source_of(video: str, source_by: str) -> str:
 
 @contextlib.contextmanager
 def _owned(output: Path) -> Iterator[None]:
-    """Holds the output against other runs; leaves nothing that is incomplete."""
+    """Locks the output against other runs; removes what is incomplete."""
     try:
         with files.lock(output / ".lock", blocking=False):
             incomplete = output / INCOMPLETE
@@ -228,14 +229,14 @@ def _owned(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(output: Path, needed: float) -> Iterator[None]:
+def _writing(output: Path) -> Iterator[None]:
     """Turns everything that can go wrong with writing into one line."""
     advice = (
         "free space there and give the same command again, which goes on with the "
         "videos that are not done, or give another --output"
     )
     try:
-        with files.writing("face crops", output, int(needed), advice):
+        with files.writing("face crops", output, advice=advice):
             yield
     except OSError as error:
         raise UserError(
@@ -262,11 +263,7 @@ def _keep_or_compare(
     """Writes how crops are prepared, or raises UserError where it was otherwise."""
     path = output / choice.PREPARATION
     text = json.dumps(preparation, indent=2) + "\n"
-    if not path.exists():
-        with _writing(output, 1e6):
-            files.write_atomic(path, text)
-        return
-    old = json.loads(path.read_text())
+    old = json.loads(path.read_text()) if path.exists() else preparation
     changes = [
         f"{key}: {old.get(key)!r} -> {preparation.get(key)!r}"
         for key in sorted(old.keys() | preparation.keys())
@@ -279,73 +276,76 @@ def _keep_or_compare(
             "--replace to prepare all anew, or another --output"
         )
     if changes:
-        # First what was made by the old values: a killed command begins here again.
+        # First the crops by the old values: a killed command begins here again.
         for record in list(output.rglob(RECORD)):
             shutil.rmtree(record.parent)
-        with _writing(output, 1e6):
-            files.write_atomic(path, text)
+    if changes or not path.exists():
+        files.write_atomic(path, text)
 
 
-def _prepared(
+def _prepare_new(
     make: Callable[[], Callable[[Task], Record | str]],
     tasks: Sequence[Task],
-    number: int,
-    output: Path,
-    done: dict[Task, Record],
-) -> Iterator[tuple[Task, Record | str]]:
-    """Yields the record of each video, or why it cannot be read."""
-    sizes = [record.bytes for record in done.values()]
-    left = len(tasks)
+    processes: int,
+    records: dict[Task, Record],
+) -> dict[str, str]:
+    """Prepares videos in processes of their own.
 
-    def needed() -> float:
-        return left * (sum(sizes) / len(sizes) if sizes else _USUAL_BYTES)
+    Args:
+      make: makes what prepares one video (see `Preparer`).
+      tasks: the videos.
+      processes: their number; 0 for one for each core.
+      records: of the videos that are done, to which those of others are added.
 
-    results = workers.deal(make, tasks, number or os.cpu_count() or 1)
+    Returns:
+      Video -> why it cannot be read.
+    """
+    failures = {}
+    results = workers.deal(make, tasks, processes or os.cpu_count() or 1)
+    before = len(records)
     # `disable=None` shows the bar on a terminal only.
-    bar = tqdm(desc="face crops", total=left, unit=" videos", disable=None)
+    bar = tqdm(desc="face crops", total=len(tasks), unit=" videos", disable=None)
     try:
         with contextlib.closing(results), bar:
             for task, result in results:
                 if isinstance(result, workers.Lost):
                     result = f"reading it ended with {result.signal}"
                 if isinstance(result, Record):
-                    sizes.append(result.bytes)
+                    records[task] = result
                 else:
+                    failures[task.video] = result
                     # What is there is of the file as it was before.
                     shutil.rmtree(task.folder, ignore_errors=True)
-                left -= 1
                 bar.update()
-                yield task, result
     except Interrupted as error:
         raise Interrupted(
             error.signal,
-            f"stopped by {error.signal.name}: {len(done)} of {len(done) + left} videos "
-            "are done; the same command goes on with the others",
+            f"stopped by {error.signal.name}: {len(records)} of "
+            f"{before + len(tasks) - len(failures)} videos are done; the same command "
+            "goes on with the others",
         ) from None
-    except OSError as error:
-        with _writing(output, needed()):
-            raise error
+    return failures
 
 
 def _write_tables(
     tasks: Sequence[Task],
-    done: dict[Task, Record],
+    records: dict[Task, Record],
     failures: dict[str, str],
     source_by: str,
     output: Path,
 ) -> dict[str, int]:
-    """Writes `manifest.csv` and `rejected.csv`; returns the number of each reason."""
+    """Writes `manifest.csv` and `rejected.csv`; counts the reasons of the latter."""
     crops, rejected, reasons = [], [], Counter[str]()
     for task in tasks:
-        if task not in done:
+        if task not in records:
             rejected.append([task.video, "", UNREADABLE, failures[task.video]])
             continue
         folder = PurePosixPath(task.video).with_suffix("")
         source = _source_of(task.video, source_by)
-        for row in done[task].crops:
+        for row in records[task].crops:
             path = folder / crop_name(*row[:2])
             crops.append([task.video, *row, path, source])
-        rejected += [[task.video, *row] for row in done[task].rejected]
+        rejected += [[task.video, *row] for row in records[task].rejected]
     reasons.update(row[2] for row in rejected)
     for name, header, rows in (
         ("manifest.csv", MANIFEST, crops),
@@ -355,8 +355,7 @@ def _write_tables(
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([_printable(str(value)) for value in row] for row in rows)
-        with _writing(output, len(text.getvalue())):
-            files.write_atomic(output / name, text.getvalue())
+        files.write_atomic(output / name, text.getvalue())
     return dict(reasons.most_common())
 
 

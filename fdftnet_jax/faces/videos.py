@@ -1,4 +1,4 @@
-"""From a video file to its frames: RGB, upright, with their times.
+"""Reads the frames of a video file: RGB, upright, with their times.
 
 OpenCV reads with FFmpeg, which conceals damage: it fills up what it cannot decode with
 what it has, says so on standard error, and goes on. Here such frames are told from good
@@ -83,19 +83,19 @@ def read(
     """
     wanted: Collection[int] = range(0, sys.maxsize, every)
     if most:
-        number = sum(frame.problem != CUT_SHORT for frame in _decode(path, ()))
-        wanted = frozenset(spread(number, every, most))
+        count = sum(frame.problem != CUT_SHORT for frame in _decode(path, ()))
+        wanted = frozenset(spread(count, every, most))
     for frame in _decode(path, wanted):
         if frame.number in wanted or frame.problem == CUT_SHORT:
             yield frame
 
 
-def spread(number: int, every: int, most: int) -> list[int]:
-    """The middles of `most` equal parts of the frames 0, `every`... below `number`."""
-    found = len(range(0, number, every))
-    if found <= most:
-        return list(range(0, number, every))
-    return [(2 * i + 1) * found // (2 * most) * every for i in range(most)]
+def spread(count: int, every: int, most: int) -> list[int]:
+    """The middles of `most` equal parts of the frames 0, `every`... below `count`."""
+    sampled = len(range(0, count, every))
+    if sampled <= most:
+        return list(range(0, count, every))
+    return [(2 * i + 1) * sampled // (2 * most) * every for i in range(most)]
 
 
 def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[Frame]:
@@ -108,14 +108,15 @@ def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[F
     except UnicodeEncodeError:
         raise VideoError(name, "its name is not UTF-8") from None
     with _Listener() as decoder:
-        video, said = decoder.hear(
+        video, message = decoder.hear(
             lambda: cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         )
         try:
             if not video.isOpened():
                 # (OpenCV's own words say less.)
-                ours = "not a video that is read here"
-                raise VideoError(name, ours if "VIDEOIO" in said else said or ours)
+                if not message or "VIDEOIO" in message:
+                    message = "not a video that is read here"
+                raise VideoError(name, message)
             sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
             if math.prod(map(video.get, sides)) > _MOST_PIXELS:
                 raise VideoError(name, f"frames of more than {_MOST_PIXELS:,} pixels")
@@ -136,7 +137,7 @@ def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[F
                 yield Frame(number, seconds, pixels, DAMAGED if bad else "")
                 number += 1
             if not number:
-                raise VideoError(name, said or "no frame can be decoded")
+                raise VideoError(name, message or "no frame can be decoded")
             if _ends_early(video, number, seconds):
                 yield Frame(number, seconds, None, CUT_SHORT)
         finally:
@@ -145,8 +146,8 @@ def _decode(path: str | os.PathLike[str], wanted: Collection[int]) -> Iterator[F
 
 def _pixels(video: cv2.VideoCapture, decoder: "_Listener") -> np.ndarray | None:
     try:
-        (found, image), _ = decoder.hear(video.retrieve)
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if found else None
+        (decoded, image), _ = decoder.hear(video.retrieve)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if decoded else None
     except cv2.error:
         return None
 
@@ -159,7 +160,7 @@ def _ends_early(video: cv2.VideoCapture, number: int, seconds: float) -> bool:
 
 
 class _Listener:
-    """Hears what C libraries print to the process's standard error."""
+    """Captures what C libraries print to the process's standard error."""
 
     def __enter__(self) -> "_Listener":
         self._file: IO[bytes] = tempfile.TemporaryFile()
@@ -197,5 +198,5 @@ def quiet(file: IO[bytes] | None = None) -> Iterator[None]:
 
 
 def _plain(line: str) -> str:
-    """A message of FFmpeg without its part's name and address."""
+    """Removes the part's name and address from a message of FFmpeg."""
     return line.rpartition("] ")[2].strip()

@@ -1,4 +1,4 @@
-"""Work for processes of their own, which may be lost with what they work on.
+"""Runs tasks in processes of their own, each of which may be lost with its task.
 
 A broken video can take down the C library that reads it, and the process with it: a
 pool of the standard library then loses all that is in flight, or waits for ever.
@@ -26,7 +26,7 @@ class Lost(NamedTuple):
 
 
 class Late(NamedTuple):
-    """Stands for what a process would have given, had there been more time."""
+    """Stands for the rest of the results, where the time was up."""
 
 
 class _Failure(NamedTuple):
@@ -57,7 +57,7 @@ class _Worker:
         theirs.close()
 
     def result(self) -> Any:
-        """What the process sends; Lost where it was killed."""
+        """Receives what the process sends; Lost where it was killed."""
         try:
             return self.link.recv()
         except (EOFError, OSError):
@@ -74,7 +74,7 @@ class _Worker:
 
 
 def deal(
-    make: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], number: int
+    make: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], processes: int
 ) -> Generator[tuple[Task, Any], None, None]:
     """Deals tasks to processes of their own.
 
@@ -84,7 +84,7 @@ def deal(
       make: makes, in each process, the function that does a task. Like the tasks and
         the results, it must be picklable.
       tasks: what there is to do.
-      number: of processes, at most.
+      processes: how many, at most.
 
     Yields:
       Each task and its result as they are finished, in any order; `Lost` for a task
@@ -98,7 +98,7 @@ def deal(
     busy: dict[connection.Connection, tuple[_Worker, Task]] = {}
     try:
         while waiting or busy:
-            while waiting and len(busy) < number:
+            while waiting and len(busy) < processes:
                 worker = idle.pop() if idle else _Worker(_serve, make)
                 task = waiting.pop()
                 busy[worker.link] = worker, task
@@ -127,7 +127,7 @@ def stream(
     seconds: float,
     stop: threading.Event | None = None,
 ) -> Generator[Any, None, None]:
-    """Yields what a process of its own finds for one task, as it finds it.
+    """Yields the results of one task from a process of its own, one by one.
 
     The process ends with this one, and with the iterator. It is at most a few items
     ahead of who takes them.

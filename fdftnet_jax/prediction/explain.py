@@ -1,4 +1,4 @@
-"""A picture of what a detector looked at: the face, its attention, a Grad-CAM.
+"""Draws what a detector looked at: the face, its attention, a Grad-CAM.
 
 Maps show which positions a score came from, not why, nor what is forged.
 """
@@ -8,7 +8,6 @@ import functools
 import os
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,7 +19,6 @@ from matplotlib.figure import Figure
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.models import explanation
 from fdftnet_jax.models.fdftnet import FDFtNet
-from fdftnet_jax.prediction import names
 from fdftnet_jax.prediction.results import Row
 from fdftnet_jax.reporting import plots
 
@@ -49,16 +47,16 @@ class Panel(NamedTuple):
     below: str = ""
 
 
-def write(
-    folder: str | os.PathLike[str],
+def draw(
+    path: str | os.PathLike[str],
     name: str,
     image: np.ndarray,
     detector: Any,
     row: Row,
     *,
     threshold: float | None = None,
-) -> Path:
-    """Writes the picture of a face as PNG; makes the folder.
+) -> None:
+    """Draws the explanation of a face; makes its folder.
 
     Of an FDFtNet, beside the face: the attention of the Fine-Tune Transformer, each
     stage and all of them weighted by |gamma|, as how often a position is attended to
@@ -67,37 +65,31 @@ def write(
     says so. Where the detector looks at windows, the one that looks most fake.
 
     Args:
-      folder: where to.
-      name: of the face, such as the path of its file, for the caption and the file's
-        own name (see `names.file_name`).
+      path: the file to write; its suffix chooses svg or png.
+      name: of the face, such as the path of its file, for the caption.
       image: [h, w, 3] uint8, what was scored: the crop, or the whole picture.
       detector: a `Detector`.
-      row: what is said of it.
+      row: the result of the face.
       threshold: that of the verdict, as P(fake); by default the detector's own.
 
-    Returns:
-      The path of the file.
-
     Raises:
-      UserError: the network cannot be rebuilt (see `Detector.model`).
-      OSError: the file cannot be written.
+      UserError: the network cannot be rebuilt (see `Detector.model`), another suffix,
+        or the disk refuses.
     """
-    face, view, note = _seen(image, detector)
+    face, view, note = _shown_and_scored(image, detector)
     what = "picture" if row.width is None else "face"
     shown, left_out = panels(detector, view, what)
     caption = [*_caption(name, row, detector, threshold), note, left_out]
-    number = sum(map(len, shown))
-    caption += [_ATTENTION] * (number > 2) + [_CAM] * (number > 1)
-    path = Path(folder) / names.file_name(name, ".png")
+    count = sum(map(len, shown))
+    caption += [_ATTENTION] * (count > 2) + [_CAM] * (count > 1)
     with mpl.rc_context(plots.STYLE):
         plots.save(_figure(face, shown, caption), path)
-    return path
 
 
 def panels(
     detector: Any, view: np.ndarray, what: str = "face"
 ) -> tuple[list[list[Panel]], str]:
-    """What there is to show of a network, by rows, and in words what there is not.
+    """Computes the panels of a network, by rows; says in words what it does not have.
 
     Args:
       detector: a `Detector`.
@@ -116,8 +108,8 @@ def panels(
     gammas = explanation.gammas(variables)
     # How often each position is attended to, against even attention.
     maps = [
-        np.asarray(found[0]) * found[0].size
-        for found in explanation.attention_maps(model, variables, images)
+        np.asarray(attention[0]) * attention[0].size
+        for attention in explanation.attention_maps(model, variables, images)
     ]
     used = [abs(gamma) for gamma in gammas]
     stages = [
@@ -158,7 +150,9 @@ def _attention(title: str, heat: np.ndarray, how: str = "") -> Panel:
     return Panel(title, heat, bright, f"{how}up to {times}x even")
 
 
-def _seen(image: np.ndarray, detector: Any) -> tuple[np.ndarray, np.ndarray, str]:
+def _shown_and_scored(
+    image: np.ndarray, detector: Any
+) -> tuple[np.ndarray, np.ndarray, str]:
     """The face as it is shown and as the network sees it, and a note."""
     views = detector.preprocessing(image)
     if views.ndim == 3:
@@ -175,19 +169,19 @@ def _caption(
     name: str, row: Row, detector: Any, threshold: float | None
 ) -> Iterator[str]:
     """The lines below the panels, the verdict first."""
-    found = row.score if row.probability is None else row.probability
+    fake = row.score if row.probability is None else row.probability
     if threshold is None:
         threshold = float(detector.card["threshold"]["probability"])
     what = "score" if row.probability is None else "P(fake)"
-    score = "no score" if found is None else f"{what} {found:.3f}"
+    score = "no score" if fake is None else f"{what} {fake:.3f}"
     yield f"{row.verdict}: {score} (fake from {threshold:.3f})"
     if row.probability is not None and row.score is not None:
         yield f"P(fake) is calibrated; raw score {row.score:.3f}"
-    yield names.drawable(name)
+    yield plots.drawable(name)
 
 
 def _enlarged(heat: np.ndarray) -> np.ndarray:
-    """A map [h, w] at the size of a panel, linearly between its positions."""
+    """Enlarges a map [h, w] to a panel, linearly between its positions."""
     size = (_SIDE, _SIDE)
     return cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
 
@@ -237,7 +231,7 @@ def _figure(face: np.ndarray, shown: list[list[Panel]], caption: list[str]) -> F
 
 
 def _overlaid(grey: np.ndarray, panel: Panel) -> np.ndarray:
-    """A map in colours over a grey face [_SIDE, _SIDE]: [..., 3] uint8."""
+    """Draws a map in colours over a grey face [_SIDE, _SIDE]: [..., 3] uint8."""
     assert panel.heat is not None
     share = _enlarged(panel.heat) / panel.bright
     colours = mpl.colormaps[_MAP](share)[..., :3] * 255

@@ -1,4 +1,4 @@
-"""The faces of a picture, cut out as those that the detector was trained on."""
+"""Cuts the faces out of a picture, as those that the detector was trained on."""
 
 import dataclasses
 import math
@@ -20,8 +20,8 @@ _SAME_FACE = 0.5
 Box = tuple[int, int, int, int]  # x, y, width, height, in pixels.
 
 
-class FoundFace(NamedTuple):
-    """A face of a picture."""
+class CutFace(NamedTuple):
+    """A face of a picture, cut out."""
 
     crop: np.ndarray  # [side, side, 3] uint8, a copy.
     box: Box  # Where the face is.
@@ -29,43 +29,43 @@ class FoundFace(NamedTuple):
     square: Square  # Where the crop is.
 
 
-def rules_of(found: Mapping[str, Any] | None) -> FaceRules:
-    """The rules by which faces are cut out.
+def rules_of(card_rules: Mapping[str, Any] | None) -> FaceRules:
+    """Takes the rules by which faces are cut out from a detector's card.
 
     All faces are taken, also where the training took the largest alone: a forged face
     need not be the largest one of a picture.
 
     Args:
-      found: those of a detector's card (`detector`, `margin`, `min_size` in pixels and
+      card_rules: those of the card (`detector`, `margin`, `min_size` in pixels and
         `min_confidence`; other keys are ignored); None for the defaults of
         `configs/prepare_faces.py`.
 
     Raises:
       UserError: a rule is missing, or the face detector is unknown.
     """
-    if found is None:
+    if card_rules is None:
         return FaceRules(faces="all")
     names = ("detector", "margin", "min_size", "min_confidence")
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in card_rules]:
         raise UserError(
             f"expected the detector's card to say {', '.join(names)} of its faces, "
             f"found no {' and no '.join(missing)}; export the detector again, or give "
             "--faces=whole"
         )
-    if found["detector"] not in DETECTORS:
+    if card_rules["detector"] not in DETECTORS:
         raise UserError(
             f"expected faces of one of the detectors {sorted(DETECTORS)}, found "
-            f"{found['detector']!r} on the detector's card; cut the faces out "
+            f"{card_rules['detector']!r} on the detector's card; cut the faces out "
             "yourself, and give --faces=whole"
         )
-    rules = FaceRules(**{name: found[name] for name in names}, faces="all")
+    rules = FaceRules(**{name: card_rules[name] for name in names}, faces="all")
     # By default, 0 stands for the face detector's own.
     own = DETECTORS[rules.detector].min_confidence
     confidence = rules.min_confidence or own
     return dataclasses.replace(rules, min_confidence=confidence)
 
 
-def find(image: np.ndarray, rules: FaceRules) -> tuple[list[FoundFace], str]:
+def find(image: np.ndarray, rules: FaceRules) -> tuple[list[CutFace], str]:
     """Finds the faces of a picture; may be called from several threads.
 
     The crops are those that `experiments.prepare_faces` makes by these rules. Of boxes
@@ -84,12 +84,12 @@ def find(image: np.ndarray, rules: FaceRules) -> tuple[list[FoundFace], str]:
     """
     detect = _local.detector(rules.detector)
     chosen = choice.find(image, detect, rules)
-    faces: list[FoundFace] = []
+    faces: list[CutFace] = []
     for face, square in zip(chosen.faces, chosen.squares, strict=True):
         box = face.x, face.y, face.width, face.height
         if all(_common(box, other.box) <= _SAME_FACE for other in faces):
             crop = square.cut(image).copy()
-            faces.append(FoundFace(crop, box, face.confidence, square))
+            faces.append(CutFace(crop, box, face.confidence, square))
     return faces, _in_words(chosen, rules)
 
 
@@ -116,18 +116,18 @@ def _in_words(chosen: choice.Chosen, rules: FaceRules) -> str:
 
 
 class _Local(threading.local):
-    """Each thread's own face detectors: none of them is made for several threads."""
+    """Each thread's own face detectors: none of them may be used by several threads."""
 
     def __init__(self) -> None:
-        self._made: dict[str, FaceDetector] = {}
+        self._detectors: dict[str, FaceDetector] = {}
 
     def detector(self, name: str) -> FaceDetector:
-        if name not in self._made:
-            with _making:
-                self._made[name] = DETECTORS[name]()
-        return self._made[name]
+        if name not in self._detectors:
+            with _constructing:
+                self._detectors[name] = DETECTORS[name]()
+        return self._detectors[name]
 
 
-# The making of one sends standard error elsewhere, for the whole process.
-_making = threading.Lock()
+# Constructing one redirects standard error, for the whole process.
+_constructing = threading.Lock()
 _local = _Local()

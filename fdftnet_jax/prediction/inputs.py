@@ -1,4 +1,4 @@
-"""From the arguments of a command to the files it looks at, in order.
+"""Lists the files that the arguments of a command stand for, in order.
 
 An argument is a file, a folder, a pattern of the shell, or '-' for a list on standard
 input. A folder stands for the images and videos in it and below it, in the order of the
@@ -25,16 +25,16 @@ _BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16
 
 
 class Item(NamedTuple):
-    """A file to be looked at, or what was found in its place."""
+    """A file to be scored, or a path where there is none, and why."""
 
     path: str  # Bytes that are no UTF-8 are surrogates, as Python has them.
     kind: str  # IMAGE or VIDEO by its suffix; FOLDER or '' with a reason.
-    reason: str = ""  # Why there is nothing to look at; '' for a file.
+    reason: str = ""  # Why there is nothing to score; '' for a file.
 
 
 @dataclasses.dataclass
 class Skipped:
-    """What was left out of folders, in numbers.
+    """Counts of what was left out of folders.
 
     Attributes:
       other: files that are, by their suffix, neither images nor videos.
@@ -70,21 +70,17 @@ def expand(
     skipped = Skipped() if skipped is None else skipped
     for argument in arguments:
         if argument == STDIN:
-            found = False
-            for path in listed:
-                found = True
-                yield from _path(path, own, skipped)
-            if not found:
-                yield Item(STDIN, "", "no paths on standard input")
+            items = (item for path in listed for item in _path(path, own, skipped))
+            yield from _or_else(items, Item(STDIN, "", "no paths on standard input"))
         elif glob.escape(argument) == argument or os.path.lexists(argument):
             yield from _path(argument, own, skipped)
         else:
             # (An iterator of it would hold as many names, in no order.)
             paths = sorted(glob.glob(argument, recursive=True), key=os.fsencode)
-            if not paths:
-                yield Item(argument, "", "the pattern matches nothing")
-            for path in paths:
-                yield from _path(path, own, skipped)
+            items = (item for path in paths for item in _path(path, own, skipped))
+            yield from _or_else(
+                items, Item(argument, "", "the pattern matches nothing")
+            )
 
 
 def read_list(
@@ -138,7 +134,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _path(path: str, own: Collection[Identity], skipped: Skipped) -> Iterator[Item]:
-    """A path that the user named."""
+    """Yields what a path that the user named stands for."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -149,12 +145,14 @@ def _path(path: str, own: Collection[Identity], skipped: Skipped) -> Iterator[It
         if not stat.S_ISDIR(mode):
             yield Item(path, _kind(path) or IMAGE)
             return
-        found = False
-        for item in _below(path, own, skipped):
-            found = True
-            yield item
-        if not found:
-            yield Item(path, FOLDER, "no images or videos in it")
+        nothing = Item(path, FOLDER, "no images or videos in it")
+        yield from _or_else(_below(path, own, skipped), nothing)
+
+
+def _or_else(items: Iterator[Item], nothing: Item) -> Iterator[Item]:
+    """Yields the items; where there are none, the one that says so."""
+    yield next(items, nothing)
+    yield from items
 
 
 def _kind(path: str) -> str:
@@ -166,6 +164,7 @@ def _kind(path: str) -> str:
 
 
 def _below(root: str, own: Collection[Identity], skipped: Skipped) -> Iterator[Item]:
+    """Yields the images and videos below a folder, in order."""
     visited: set[Identity] = set()
     # The next one is the last: folders may lie deeper than Python's stack.
     waiting = [(root, True)]
@@ -178,14 +177,14 @@ def _below(root: str, own: Collection[Identity], skipped: Skipped) -> Iterator[I
                 skipped.other += 1
             continue
         try:
-            number = identity(path)
-            if number in visited:
+            folder = identity(path)
+            if folder in visited:
                 skipped.visited += 1
                 continue
-            if number in own and path != root:
+            if folder in own and path != root:
                 skipped.own += 1
                 continue
-            visited.add(number)
+            visited.add(folder)
             with os.scandir(path) as scanned:
                 entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
@@ -195,6 +194,7 @@ def _below(root: str, own: Collection[Identity], skipped: Skipped) -> Iterator[I
             if entry.name.startswith("."):
                 skipped.hidden += 1
             else:
+                # (Of a link that cannot be followed, `entry.is_dir` raises.)
                 link = entry.is_symlink()
-                folder = os.path.isdir(entry) if link else entry.is_dir()
-                waiting.append((entry.path, folder))
+                is_folder = os.path.isdir(entry) if link else entry.is_dir()
+                waiting.append((entry.path, is_folder))

@@ -1,6 +1,6 @@
-"""What is said of an input: rows, and how a score becomes a verdict.
+"""Turns scores into verdicts, and into the rows of the results.
 
-Each input has one row without a face number, which speaks for all of it. A picture with
+Each input has one row without a face number, for all of it. A picture with
 several faces is as fake as the face that looks most so: its row has that face's box,
 score and verdict, and a row for each face follows, the largest first. (The more faces,
 the more chances of a false alarm.) A video's row is that of the person who looks most
@@ -39,12 +39,10 @@ class Row(NamedTuple):
     verdict: str = UNDECIDED
     reason: str = ""  # Of UNDECIDED.
     notes: str = ""  # What to know before trusting the verdict.
-    # Of a video: the frames with this face that were scored; the standard deviation of
-    # their logits, and a 95 % interval of the score, see `spread.interval`.
+    # Of a video, whose logit is a mean: the number of frames with this face that were
+    # scored, and the standard deviation of their logits.
     frames: int | None = None
     deviation: float | None = None
-    score_low: float | None = None
-    score_high: float | None = None
 
 
 class Judge:
@@ -64,7 +62,7 @@ class Judge:
                 f"{threshold:g}; leave it out for the detector's own"
             )
         self._detector = detector
-        self._given = threshold
+        self._own_threshold = threshold is None
         at = np.array([detector.threshold], np.float64)
         probability = detector.probability(at)
         self.of = "score" if probability is None else "probability"
@@ -72,16 +70,16 @@ class Judge:
         self.threshold = float(own[0]) if threshold is None else threshold
 
     def row(self, path: str, kind: str, logit: float, **fields: Any) -> Row:
-        """The row of something that was scored; its logit is finite."""
+        """Judges one score, by its finite logit."""
         z = np.array([logit], np.float64)
         score = float(special.expit(z)[0])
         calibrated = self._detector.probability(z)
         probability = None if calibrated is None else float(calibrated[0])
-        if self._given is None:
+        if self._own_threshold:
             # The threshold as it was chosen, without rounding.
             fake = logit >= self._detector.threshold
         else:
-            fake = (score if probability is None else probability) >= self._given
+            fake = (score if probability is None else probability) >= self.threshold
         return Row(
             path,
             kind,
@@ -99,7 +97,7 @@ class Judge:
         boxes: Sequence[Box | None],
         logits: Sequence[float],
     ) -> list[Row]:
-        """The rows of a picture with one face or more.
+        """Judges a picture with one face or more.
 
         Args:
           path: of the file.
@@ -116,38 +114,35 @@ class Judge:
         ]
         return _with_whole(parts, int(np.argmax(logits)))
 
-    def video(self, path: str, kind: str, found: video.VideoResult) -> list[Row]:
-        """The row of a video, and those of its tracks if they are several."""
-        if found.deciding is None:
-            return [Row(path, kind, reason=found.reason)]
-        parts = []
-        for number, track in enumerate(found.tracks):
-            low, high = track.interval or (None, None)
-            few = f"in fewer than {video.LEAST_FRAMES} frames: does not count"
-            made = self.row(
+    def video(self, path: str, kind: str, result: video.VideoResult) -> list[Row]:
+        """Judges a video: its row, and those of its tracks if they are several."""
+        if result.deciding is None:
+            return [Row(path, kind, reason=result.reason)]
+        few = f"in fewer than {video.LEAST_FRAMES} frames: does not count"
+        parts = [
+            self.row(
                 path,
                 kind,
                 track.logit,
                 face=number,
-                notes="" if found.counts(number) else few,
+                notes="" if result.counts(number) else few,
                 frames=track.logits.size,
                 deviation=track.deviation,
-                score_low=None if low is None else float(special.expit(low)),
-                score_high=None if high is None else float(special.expit(high)),
                 **_sides(tuple(np.rint(np.median(track.boxes, axis=0)))),
             )
-            parts.append(made)
-        whole, *rest = _with_whole(parts, found.deciding)
-        return [whole._replace(notes="; ".join(found.notes)), *rest]
+            for number, track in enumerate(result.tracks)
+        ]
+        whole, *rest = _with_whole(parts, result.deciding)
+        return [whole._replace(notes="; ".join(result.notes)), *rest]
 
 
 def deciding(rows: Sequence[Row]) -> int:
-    """The number of the face that speaks for an input, by its rows."""
+    """Finds, in the rows of an input, the number of the face that decides."""
     return next((i for i, row in enumerate(rows[1:]) if row.logit == rows[0].logit), 0)
 
 
 def _with_whole(parts: list[Row], deciding: int) -> list[Row]:
-    """Puts the row of the whole input before those of its parts, if several."""
+    """Puts the row of the whole input before those of several parts."""
     return [parts[deciding]._replace(face=None), *(parts if len(parts) > 1 else [])]
 
 

@@ -1,7 +1,7 @@
-"""The frames of a video that are scored, read in a process that can be ended.
+"""Reads the frames of a video that are scored, in a process that can be ended.
 
-What the frames become, views of faces, leaves the process; the frames do not. (Nothing
-here needs JAX, so the process is there at once.)
+The process sends views of faces, not frames. Nothing here imports JAX, so it starts at
+once.
 """
 
 import threading
@@ -17,13 +17,13 @@ from fdftnet_jax.faces import videos, workers
 from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import faces
 
-# What is said of a video that is not read to its end.
-UNREADABLE, SLOW, TOLD = "unreadable video", "reading takes too long", "stopped"
+# Why a video is not read to its end.
+UNREADABLE, SLOW, STOPPED = "unreadable video", "reading takes too long", "stopped"
 DAMAGED = videos.DAMAGED
 
 
 class Sample(NamedTuple):
-    """A frame that was looked at."""
+    """A sampled frame: its faces, and the views of them."""
 
     number: int  # Counts the video's frames from 0.
     seconds: float  # From the start of the video.
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """Comes last where a video is not read to its end."""
+    """The last item where a video is not read to its end."""
 
     reason: str
 
@@ -61,7 +61,7 @@ def read(
       task: what to read; with `rules` its faces, without them whole frames. For
         `every` and `max_frames` see `videos.read`.
       seconds: at most so long, not counting what is done with the samples.
-      stop: ends the reading when it is set.
+      stop: reading ends when it is set.
 
     Yields:
       The samples in order; at last `Stopped` where the video cannot be read, ends
@@ -70,14 +70,14 @@ def read(
     Raises:
       UserError: the face detector's packages are missing.
     """
-    for found in workers.stream(samples, task, seconds, stop):
-        if isinstance(found, workers.Late):
-            told = stop is not None and stop.is_set()
-            yield Stopped(TOLD if told else f"{SLOW}: stopped after {seconds:g} s")
-        elif isinstance(found, workers.Lost):
-            yield Stopped(f"{UNREADABLE}: reading it ended with {found.signal}")
+    for item in workers.stream(samples, task, seconds, stop):
+        if isinstance(item, workers.Late):
+            is_set = stop is not None and stop.is_set()
+            yield Stopped(STOPPED if is_set else f"{SLOW}: stopped after {seconds:g} s")
+        elif isinstance(item, workers.Lost):
+            yield Stopped(f"{UNREADABLE}: reading it ended with {item.signal}")
         else:
-            yield found
+            yield item
 
 
 def samples(task: Task) -> Iterator[Sample | Stopped]:
@@ -103,8 +103,8 @@ def _sample(frame: videos.Frame, pixels: np.ndarray, task: Task) -> Sample:
     crops, reason = [pixels], ""
     boxes: list[faces.Box] = [(0, 0, width, height)]
     if task.rules is not None:
-        found, reason = faces.find(pixels, task.rules)
-        crops, boxes = [face.crop for face in found], [face.box for face in found]
+        cut, reason = faces.find(pixels, task.rules)
+        crops, boxes = [face.crop for face in cut], [face.box for face in cut]
     views = [task.preprocessing(crop) for crop in crops]
     size = task.preprocessing.size
     stacked = np.stack(views).reshape(len(views), -1, size, size, 3) if views else None

@@ -1,4 +1,4 @@
-"""The figure of a video: how fake each face looks, against time."""
+"""Draws how fake each face of a video looks, against time."""
 
 import os
 import textwrap
@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import special
 
 from fdftnet_jax.errors import counted
-from fdftnet_jax.prediction import names
-from fdftnet_jax.prediction.video import VideoResult
+from fdftnet_jax.prediction.video import VideoResult, describe_frames
 from fdftnet_jax.reporting import plots
 
 # Tracks that have a colour of their own; the others, which look less fake, are grey.
@@ -39,7 +38,7 @@ def draw(
     *,
     probability: Callable[[np.ndarray], np.ndarray | None] = lambda logits: None,
     name: str = "",
-) -> str:
+) -> None:
     """Draws P(fake) of each sampled frame, a line for each face, and the threshold.
 
     A dot is the crop of one frame; a line breaks where the face is not found. What
@@ -53,18 +52,14 @@ def draw(
         raw score. The threshold is about the same.
       name: of the video, the title.
 
-    Returns:
-      What the figure shows, in words: its text alternative, one line.
-
     Raises:
-      UserError: another suffix.
+      UserError: another suffix, or the disk refuses.
     """
 
     def fake(logits: np.ndarray) -> np.ndarray:
         calibrated = probability(logits)
         return special.expit(logits) if calibrated is None else calibrated
 
-    title = names.drawable(name)
     calibrated = probability(np.zeros(1)) is not None
     kind = "calibrated P(fake)" if calibrated else "score, P(fake)"
     pooled = [float(fake(np.array([track.logit]))[0]) for track in result.tracks]
@@ -100,31 +95,21 @@ def draw(
         axes.set_xlim(-0.02 * end, 1.02 * end)
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set_title(names.drawable(name, _TITLE))
+        axes.set_title(plots.drawable(name, _TITLE))
         plots.legend(figure, lines)
         plots.save(figure, path)
-    about = f"{kind} of each sampled frame against time"
-    nothing = "no faces" if result.faces else "nothing"
-    what = "; ".join(labels) or f"{nothing}: {result.reason}"
-    return (
-        f"{title}: {about}, 0 to {result.seconds:.1f} s; {what}; "
-        f"threshold: {threshold:.2f}"
-    )
 
 
 def _label(
     result: VideoResult, number: int, fake: Callable[[np.ndarray], np.ndarray]
 ) -> str:
-    """A face, its pooled P(fake) with the interval, and its number of frames."""
+    """A face, its pooled P(fake), and the frames that it is of."""
     track = result.tracks[number]
-    mean, *ends = (
-        f"{p:.2f}" for p in fake(np.array([track.logit, *(track.interval or ())]))
-    )
-    between = f" ({' to '.join(ends)})" if ends else ""
-    frames = counted(track.logits.size, "frame")
+    pooled = float(fake(np.array([track.logit]))[0])
+    frames = describe_frames(track.logits.size, track.deviation)
     few = "" if result.counts(number) else ", too few"
     what = f"face {number}" if result.faces else "whole frames"
-    return f"{what}: {mean}{between}, {frames}{few}"
+    return f"{what}: {pooled:.2f}, {frames}{few}"
 
 
 def _with_gaps(

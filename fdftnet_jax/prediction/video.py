@@ -1,7 +1,7 @@
-"""What a detector says of a video: its faces followed through time, and scored.
+"""Scores a video: its faces are followed through time, and each crop is scored.
 
 Frames are sampled; the faces of the sampled frames are joined to tracks, one for each
-person as long as he is seen; each crop is scored, and a track has the mean of its
+person as long as the face is seen; each crop is scored, and a track has the mean of its
 crops' logits (as `evaluation.results` pools the images of a group).
 
 **The video's logit is that of the track that looks most fake**, of those with at least
@@ -15,25 +15,30 @@ threshold holds for one track.
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import optimize
 
 from fdftnet_jax.errors import counted
 from fdftnet_jax.faces.choice import FaceRules
-from fdftnet_jax.prediction import sampling, spread
+from fdftnet_jax.prediction import sampling
 from fdftnet_jax.prediction.faces import Box
-from fdftnet_jax.prediction.tracks import Follower
 
-# Sampled frames in which a face must be seen to decide on its own, where some are.
+# Sampled frames in which a face must be seen to decide on its own.
 LEAST_FRAMES = 3
 NOT_FINITE = "the detector gave no number"
 EVERY, MAX_FRAMES, SECONDS = 10, 300, 600.0
-# Views are scored so many at a time.
-_BATCH = 64
+# Views that the network scores at a time; a power of two, see `Detector.logits`.
+BATCH = 64
 # A face is hardly followed over longer steps than this, in seconds.
 _LONG_STEP = 1.0
+# Boxes of two sampled frames are of one face from this share of their union on. A head
+# that turns or nods moves by less than half its box in the 0.4 s between two frames.
+_LEAST_OVERLAP = 0.2
+# A track ends when its face is missed in so many sampled frames in a row.
+GAP = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,29 +67,18 @@ class Track:
         """Standard deviation of the crops' logits; None with one crop."""
         return float(self.logits.std(ddof=1)) if self.logits.size > 1 else None
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of `logit`, None with too few crops (see `spread.interval`).
-
-        It is of the choice of the moment in this video: of what the detector gets wrong
-        about the whole of it, it says nothing.
-        """
-        return spread.interval(self.logits)
-
 
 @dataclasses.dataclass(frozen=True)
 class VideoResult:
-    """What is known of a video.
+    """The tracks of a video, which of them decides, and notes about the reading.
 
     Attributes:
-      frames: how many sampled frames were looked at, damaged ones among them.
+      frames: number of sampled frames, damaged ones among them.
       seconds: time of the last of them.
       tracks: in the order of their first frames.
       deciding: which of them the video's logit is of; None where there is none.
-      rejected: why sampled frames have no crop, and how many.
-      complete: whether the video was read to its end and no frame was damaged.
       reason: why there is no score; '' where there is one.
-      notes: what a reader should know before he trusts the score.
+      notes: what to know before trusting the score.
       faces: whether the tracks are of faces; otherwise there is one, of whole frames.
     """
 
@@ -92,15 +86,13 @@ class VideoResult:
     seconds: float
     tracks: tuple[Track, ...]
     deciding: int | None
-    rejected: dict[str, int]
-    complete: bool
     reason: str
     notes: tuple[str, ...]
     faces: bool = True
 
     @property
     def logit(self) -> float | None:
-        """Of the deciding track."""
+        """The logit of the deciding track."""
         return None if self.deciding is None else self.tracks[self.deciding].logit
 
     def counts(self, track: int) -> bool:
@@ -144,69 +136,89 @@ def score_video(
       UserError: the face detector's packages are missing.
     """
     task = sampling.Task(path, every, max_frames, rules, detector.preprocessing)
-    tracks = _Tracks(score or detector.logits, followed=rules is not None)
+    collector = _Collector(score or detector.logits, followed=rules is not None)
     rejected: Counter[str] = Counter()
     stopped = ""
     times: list[float] = []
-    for found in reader(task, seconds, stop):
-        if isinstance(found, sampling.Stopped):
-            stopped = found.reason
+    for sample in reader(task, seconds, stop):
+        if isinstance(sample, sampling.Stopped):
+            stopped = sample.reason
             continue
-        times.append(found.seconds)
-        if found.views is None:
-            rejected[found.reason.partition(" (")[0]] += 1
-        tracks.add(found)
-    scored = tracks.finish()
-    finite = all(np.isfinite(track.logits).all() for track in scored)
-    if not finite:
-        stopped, scored = NOT_FINITE, ()
-    candidates = _candidates(scored)
-    deciding = max(candidates, key=lambda i: scored[i].logit, default=None)
-    frames, damaged = len(times), rejected[sampling.DAMAGED]
-    without = rejected.total() - damaged
-    step = float(np.median(np.diff(times))) if frames > 1 else 0.0
-    notes = [f"read in part: {stopped}"] * bool(stopped)
-    if damaged:
-        notes.append(f"damaged: {damaged} of {counted(frames, 'sampled frame')}")
-    if without > frames / 2:
-        notes.append(f"no face in {without} of {counted(frames, 'sampled frame')}")
-    most = max((track.logits.size for track in scored), default=LEAST_FRAMES)
-    if most < LEAST_FRAMES and rules is None:
-        notes.append(f"only {counted(most, 'frame')} could be scored")
-    elif most < LEAST_FRAMES:
-        notes.append(f"no face is seen in {LEAST_FRAMES} sampled frames")
-    if rules is not None and step > _LONG_STEP:
-        notes.append(
-            f"sampled frames are {step:.1f} s apart: a track may be of several people"
-        )
+        times.append(sample.seconds)
+        if sample.views is None:
+            rejected[sample.reason.partition(" (")[0]] += 1
+        collector.add(sample)
+    tracks = collector.finish()
+    if not all(np.isfinite(track.logits).all() for track in tracks):
+        stopped, tracks = NOT_FINITE, ()
+    candidates = _candidates(tracks)
     return VideoResult(
-        frames=frames,
+        frames=len(times),
         seconds=max(times, default=0.0),
-        tracks=scored,
-        deciding=deciding,
-        rejected=dict(rejected.most_common()),
-        complete=not stopped and not damaged,
-        reason="" if scored else _why_none(stopped, frames, rejected),
-        notes=tuple(notes) if scored else (),
+        tracks=tracks,
+        deciding=max(candidates, key=lambda i: tracks[i].logit, default=None),
+        reason="" if tracks else _why_none(stopped, len(times), rejected),
+        notes=tuple(_notes(tracks, stopped, times, rejected, rules is not None)),
         faces=rules is not None,
     )
 
 
+def describe_frames(count: int, deviation: float | None) -> str:
+    """Describes the frames of a mean logit: '24 frames, deviation 0.71'.
+
+    Args:
+      count: how many there are.
+      deviation: standard deviation of their logits; None with one frame.
+    """
+    frames = counted(count, "frame")
+    return frames if deviation is None else f"{frames}, deviation {deviation:.2f}"
+
+
 def _candidates(tracks: Sequence[Track]) -> list[int]:
-    """The tracks that may decide."""
+    """The numbers of the tracks that may decide."""
     long = [i for i, track in enumerate(tracks) if track.logits.size >= LEAST_FRAMES]
     return long or list(range(len(tracks)))
 
 
+def _notes(
+    tracks: Sequence[Track],
+    stopped: str,
+    times: Sequence[float],
+    rejected: Counter[str],
+    faces: bool,
+) -> Iterator[str]:
+    """What to know before trusting the score; nothing where there is none."""
+    if not tracks:
+        return
+    frames, damaged = len(times), rejected[sampling.DAMAGED]
+    without = rejected.total() - damaged
+    if stopped:
+        yield f"read in part: {stopped}"
+    if damaged:
+        yield f"damaged: {damaged} of {counted(frames, 'sampled frame')}"
+    if without > frames / 2:
+        yield f"no face in {without} of {counted(frames, 'sampled frame')}"
+    most = max(track.logits.size for track in tracks)
+    if most < LEAST_FRAMES:
+        yield (
+            f"no face is seen in {LEAST_FRAMES} sampled frames"
+            if faces
+            else f"only {counted(most, 'frame')} could be scored"
+        )
+    step = float(np.median(np.diff(times))) if frames > 1 else 0.0
+    if faces and step > _LONG_STEP:
+        yield f"sampled frames are {step:.1f} s apart: a track may be of several people"
+
+
 def _why_none(stopped: str, frames: int, rejected: Counter[str]) -> str:
-    reasons = [f"{number} x {reason}" for reason, number in rejected.most_common(3)]
+    reasons = [f"{count} x {reason}" for reason, count in rejected.most_common(3)]
     sampled = f"{counted(frames, 'frame')} sampled"
-    found = f"{sampled}: {', '.join(reasons)}" if reasons else ""
-    return "; ".join(part for part in (found, stopped) if part) or "no frames"
+    without = f"{sampled}: {', '.join(reasons)}" if reasons else ""
+    return "; ".join(part for part in (without, stopped) if part) or "no frames"
 
 
-class _Tracks:
-    """Collects samples; scores views a batch at a time."""
+class _Collector:
+    """Collects samples as tracks; scores views a batch at a time."""
 
     def __init__(self, score: Callable[[np.ndarray], np.ndarray], *, followed: bool):
         self._score = score
@@ -225,7 +237,7 @@ class _Tracks:
         if sample.views is None:
             return
         for number, box, views in zip(numbers, sample.boxes, sample.views, strict=True):
-            if self._views + len(views) > _BATCH:
+            if self._views + len(views) > BATCH:
                 self._flush()
             row = number, sample.number, sample.seconds, box, views
             self._waiting.append(row)
@@ -244,7 +256,7 @@ class _Tracks:
         self._waiting, self._views = [], 0
 
     def finish(self) -> tuple[Track, ...]:
-        """All tracks, in the order of their numbers."""
+        """Scores what waits; returns all tracks, in the order of their numbers."""
         self._flush()
         tracks = []
         for rows in self._rows:
@@ -258,3 +270,59 @@ class _Tracks:
                 )
             )
         return tuple(tracks)
+
+
+class Follower:
+    """Gives each face of a video the number of its track, frame by frame.
+
+    The boxes of a frame are matched to the last boxes of the tracks, so that the sum of
+    their overlaps (intersection over union) is largest. What is left over begins a
+    track. Faces are told apart by their places alone: where the picture is cut, or much
+    time passes between two sampled frames, one track may be of two people.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._frame = 0
+        # Track -> its last box, and the sampled frame that this is of.
+        self._last: dict[int, tuple[Box, int]] = {}
+
+    def follow(self, boxes: list[Box]) -> list[int]:
+        """Finds the tracks of the faces of the next sampled frame, numbered from 0.
+
+        Args:
+          boxes: of its faces, may be none.
+        """
+        self._frame += 1
+        self._last = {
+            track: (box, frame)
+            for track, (box, frame) in self._last.items()
+            if self._frame - frame <= GAP
+        }
+        names = list(self._last)
+        shares = overlap(boxes, [box for box, _ in self._last.values()])
+        # Pairs that are too far apart count nothing, and are left.
+        shares[shares < _LEAST_OVERLAP] = 0
+        of_box: dict[int, int] = {}
+        for row, column in zip(
+            *optimize.linear_sum_assignment(shares, maximize=True), strict=True
+        ):
+            if shares[row, column]:
+                of_box[int(row)] = names[column]
+        for i, box in enumerate(boxes):
+            if i not in of_box:
+                of_box[i] = self._number
+                self._number += 1
+            self._last[of_box[i]] = box, self._frame
+        return [of_box[i] for i in range(len(boxes))]
+
+
+def overlap(boxes: list[Box], others: list[Box]) -> np.ndarray:
+    """Intersection over union of each box with each other one: [boxes, others]."""
+    a = np.array(boxes, np.float64).reshape(-1, 1, 4)
+    b = np.array(others, np.float64).reshape(1, -1, 4)
+    ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    sides = np.maximum(ends - np.maximum(a[..., :2], b[..., :2]), 0)
+    common = np.prod(sides, axis=-1)
+    union = np.prod(a[..., 2:], axis=-1) + np.prod(b[..., 2:], axis=-1) - common
+    return common / union

@@ -1,4 +1,4 @@
-"""Where results go: CSV, JSON, or a table for people; each row as soon as it is there.
+"""Writes results as CSV, JSON or a table for people; each row as soon as it is there.
 
 A file is called `<name>.partial` until it is complete, so that work that was stopped
 loses nothing and cannot be taken for finished.
@@ -23,7 +23,7 @@ from typing import Any, Protocol, TextIO
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError, counted
 from fdftnet_jax.files import printable
-from fdftnet_jax.prediction import results
+from fdftnet_jax.prediction import results, video
 from fdftnet_jax.prediction.results import Row
 
 STDOUT = "-"
@@ -38,15 +38,18 @@ _TEXT: dict[str, Any] = {
 _FORMULA = ("=", "+", "-", "@")
 
 
+Say = Callable[[str], None]
+
+
 def partial(path: str) -> str:
     """The name of a file of results until it is complete."""
     return f"{path}.partial"
 
 
 def path_text(path: str) -> str:
-    """A path as CSV and JSON have it: whoever opens it finds the file.
+    """Writes a path as CSV and JSON have it, so that it opens the file.
 
-    It is the path as it is, except that
+    The path stays as it is, except that
 
     - a path that is not UTF-8 is the `file:` address of the file (RFC 8089): absolute,
       with all bytes outside of ASCII letters, digits and `/._-~` as %NN;
@@ -62,17 +65,17 @@ def path_text(path: str) -> str:
 
 
 class Writer(Protocol):
-    """Takes results."""
+    """Writes results."""
 
     @property
     def place(self) -> str:
-        """Where they are, for people."""
+        """Where the results are, for people."""
 
     def add(self, rows: Sequence[Row]) -> None:
         """Writes the rows of one input, the one of the whole input first."""
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
-        """Ends the work; `complete` is off where there would have been more."""
+        """Ends the results; `complete` is off where there would have been more."""
 
 
 class _File:
@@ -81,7 +84,7 @@ class _File:
     Args:
       path: of the file, or `STDOUT`.
       flag: of the command that names it.
-      start: how each file of its kind begins, to know those of an earlier command.
+      start: how each file of its kind begins, which tells those of an earlier command.
       replace: whether the file at `path` may be replaced.
     """
 
@@ -102,14 +105,14 @@ class _File:
             if special:
                 self.stream = open(path, "w", **_TEXT)  # noqa: SIM115
                 return
-            # Emptied when it is known that nobody else writes it. (A link could lead to
-            # a file of somebody else's.)
+            # Emptied once it is locked, so that nobody else writes it. (A link could
+            # lead to a file of somebody else's.)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-            number = os.open(self.place, flags, 0o666)
-            self.stream = open(number, "r+", **_TEXT)  # noqa: SIM115
+            descriptor = os.open(self.place, flags, 0o666)
+            self.stream = open(descriptor, "r+", **_TEXT)  # noqa: SIM115
             fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.pread(number, len(start), 0)
-            if not start.encode().startswith(there) and not replace:
+            existing = os.pread(descriptor, len(start), 0)
+            if not start.encode().startswith(existing) and not replace:
                 raise FileExistsError(
                     None, f"{printable(self.place)} exists, which holds something else"
                 )
@@ -129,9 +132,9 @@ class _File:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[TextIO]:
-        """Turns a full disk into one line; what is written is out at the end."""
+        """Gives the stream, and flushes it at the end; a full disk is a WriteError."""
         advice = "free space and give the command again; what is there so far is kept"
-        with files.writing("the results", Path(self.place).parent, 10**6, advice):
+        with files.writing("the results", Path(self.place).parent, advice=advice):
             try:
                 yield self.stream
                 self.stream.flush()
@@ -151,8 +154,8 @@ class _File:
                 files.publish(self.place, self._path, replace=self._replace)
             except FileExistsError as error:
                 raise UserError(
-                    f"{printable(self._path)} was made by somebody else meanwhile; the "
-                    f"results are complete in {printable(self.place)}: rename it"
+                    f"{printable(self._path)} has appeared meanwhile; "
+                    f"the results are complete in {printable(self.place)}: rename it"
                 ) from error
             finally:
                 self.stream.close()
@@ -161,7 +164,7 @@ class _File:
 
 
 class CsvFile:
-    """A line for each row; empty fields for what there is not."""
+    """Writes a line for each row; empty fields for what there is not."""
 
     def __init__(self, path: str, *, replace: bool = False):
         """Begins the file; raises UserError where it cannot be written."""
@@ -187,19 +190,19 @@ class CsvFile:
 
 
 class JsonFile:
-    """One document: what results rest on, `results` (a record a line), a summary.
+    """Writes one document: what results rest on, `results` (one a line), a summary.
 
-    Of work that was stopped it is whole too, and says `"complete": false`.
+    The document of work that was stopped is valid too, and says `"complete": false`.
     """
 
     def __init__(self, path: str, header: dict[str, Any], *, replace: bool = False):
         """Begins the file; raises UserError where it cannot be written."""
-        begun = _json(header, indent=2).removesuffix("\n}")
-        start = begun[: begun.index(":")]
+        opening = _json(header, indent=2).removesuffix("\n}")
+        start = opening[: opening.index(":")]
         self._file = _File(path, "--json", start, replace=replace)
         self._separator = "\n"
         with self._file.writing() as stream:
-            stream.write(f'{begun},\n  "results": [')
+            stream.write(f'{opening},\n  "results": [')
 
     @property
     def place(self) -> str:
@@ -215,18 +218,18 @@ class JsonFile:
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
         """See `Writer`."""
-        ended = _json({**summary, "complete": complete})
+        closing = _json({**summary, "complete": complete})
         with self._file.writing() as stream:
-            stream.write(f'\n  ],\n  "summary": {ended}\n}}\n')
+            stream.write(f'\n  ],\n  "summary": {closing}\n}}\n')
         self._file.close(complete=complete)
 
 
 class Table:
-    """A line for each input on the standard output, as wide as the terminal."""
+    """Prints a line for each input, as wide as the terminal."""
 
     place = ON_SCREEN
 
-    def __init__(self, *, calibrated: bool, say: Callable[[str], None]):
+    def __init__(self, *, calibrated: bool, say: Say):
         """Prints the head.
 
         Args:
@@ -263,10 +266,7 @@ class Table:
             return f"  ({printable(row.reason)})"
         notes = []
         if row.frames is not None:
-            between = ""
-            if row.score_low is not None and row.score_high is not None:
-                between = f", {row.score_low:.2f} to {row.score_high:.2f}"
-            notes.append(f"{counted(row.frames, 'frame')}{between}")
+            notes.append(video.describe_frames(row.frames, row.deviation))
         if parts:
             fake = sum(part.verdict == results.FAKE for part in parts)
             notes.append(f"{counted(len(parts), 'face')}, {fake} fake")
@@ -276,7 +276,7 @@ class Table:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    """A row as JSON has it, its floats with nine digits."""
+    """The values of a row, its floats with nine digits."""
     values = row._asdict() | {"path": path_text(row.path)}
     return {
         name: float(f"{value:.9g}") if isinstance(value, float) else value
@@ -298,7 +298,7 @@ def _csv(values: dict[str, Any]) -> str:
             value = f"'{value}"
         cells.append(value)
     line = io.StringIO()
-    # The writer quotes what its line's end is made of: a name may hold either.
+    # The writer quotes the characters of its line's end: a name may hold either.
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n") + "\n"
 

@@ -1,4 +1,4 @@
-"""A self-contained page of HTML: its parts, and the file they make.
+"""Makes a self-contained page of HTML of its parts.
 
 A page loads nothing: pictures are data URIs, the style stands in the file, there is no
 script, and a content security policy forbids the browser to fetch anything. It reads at
@@ -184,7 +184,7 @@ class Section:
 def render(
     title: str, opening: Sequence[Part], sections: Sequence[Section], foot: str = ""
 ) -> str:
-    """The text of a page.
+    """Renders a page as text.
 
     Args:
       title: of the page.
@@ -198,24 +198,23 @@ def render(
 
 
 def write(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a page.
+    """Writes a page; makes its folder.
 
     Returns:
       Its path.
 
     Raises:
-      UserError: the disk is full or read-only.
+      UserError: the disk refuses.
     """
     path = Path(path)
-    advice = "free space and give the same command again"
-    with files.writing("the page", path.parent, len(text), advice):
+    with files.writing(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, text)
     return path
 
 
 def versions(environment: Mapping[str, Any]) -> Table:
-    """The table of what `scoring.environment` tells."""
+    """The table of the environment that `scoring.environment` describes."""
     rows = [
         ("python", environment["python"]),
         *environment["versions"].items(),
@@ -227,12 +226,12 @@ def versions(environment: Mapping[str, Any]) -> Table:
 
 
 def png(image: np.ndarray) -> str:
-    """An image, uint8 [h, w, 3] or [h, w], without loss, as a data URI."""
+    """Encodes an image, uint8 [h, w, 3] or [h, w], without loss, as a data URI."""
     return _encoded(image, "png", optimize=True)
 
 
 def jpeg(image: np.ndarray) -> str:
-    """An image, uint8 [h, w, 3], as the data URI of a JPEG of quality 90."""
+    """Encodes an image, uint8 [h, w, 3], as the data URI of a JPEG of quality 90."""
     return _encoded(image, "jpeg", quality=_QUALITY)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run, in one style: written to a path, or as the text of an SVG.
+"""Draws the figures of a run in one style, to a path or as the text of an SVG.
 
 The path's suffix (.svg or .png) is the format; `<what>_figure` gives a figure for
 `svg` where `<what>_curves` writes one.
@@ -8,6 +8,7 @@ at the width of a phone. The colours are those of Okabe and Ito, which colour-bl
 readers can tell apart; where colours run out the line style changes.
 """
 
+import functools
 import io
 import os
 import pathlib
@@ -18,6 +19,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager, ft2font
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn import metrics as sklearn_metrics
 
-from fdftnet_jax import errors
+from fdftnet_jax import errors, files
 from fdftnet_jax.evaluation import metrics
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -109,7 +111,7 @@ def roc_figure(
     curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
     thresholds: Mapping[str, float] | None = None,
 ) -> Figure:
-    """The figure of `roc_curves`.
+    """Draws the figure of `roc_curves`.
 
     Args:
       curves: for each name labels [n] (real = 0, fake = 1) and scores [n], higher
@@ -177,7 +179,7 @@ def training_curves(
 
 
 def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """The figure of `training_curves`.
+    """Draws the figure of `training_curves`.
 
     Args:
       histories: for each run its epochs in order, as rows with `epoch`, `train_loss`
@@ -308,16 +310,38 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 
 
 def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    """A line; a single epoch, which makes no line, is a small dot."""
+    """Draws a line; a single epoch, which makes no line, is a small dot."""
     marker = "." if np.isfinite(y).sum() == 1 else ""
     axes.plot(x, y, marker=marker, **style)
 
 
 def legend(figure: Figure, lines: Sequence[Artist]) -> None:
-    """A legend below the axes, where it hides no curve."""
-    # Handles are given, because Matplotlib drops automatic ones that begin with "_".
+    """Adds a legend below the axes, where it hides no curve."""
+    # Handles are passed, because Matplotlib drops automatic ones that begin with "_".
     labels = [textwrap.fill(str(line.get_label()), 44) for line in lines]
     figure.legend(lines, labels, loc="outside lower center")
+
+
+def drawable(name: str, most: int | None = None) -> str:
+    """Writes a name in characters that a figure's font has, '?' for others.
+
+    Args:
+      name: may hold any characters, line breaks and surrogates too.
+      most: characters; a longer name loses its beginning.
+    """
+    known = _font()
+    shown = "".join(c if c.isprintable() and ord(c) in known else "?" for c in name)
+    if most is None or len(shown) <= most:
+        return shown
+    return f"...{shown[3 - most :]}"
+
+
+@functools.cache
+def _font() -> frozenset[int]:
+    """The characters of the font of `STYLE`, which comes with Matplotlib."""
+    return frozenset(
+        ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    )
 
 
 def _require(mapping: Mapping[str, Any], name: str) -> None:
@@ -326,21 +350,25 @@ def _require(mapping: Mapping[str, Any], name: str) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure; UserError for another suffix than .svg and .png."""
+    """Writes a figure; makes its folder.
+
+    Raises:
+      UserError: another suffix than .svg and .png, or the disk refuses.
+    """
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".svg", ".png"):
         raise errors.UserError(
             f"A figure is written as .svg or .png, found {str(path)!r}; "
             "change the file's name."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    with mpl.rc_context(STYLE):
+    with files.writing(path.name, path.parent), mpl.rc_context(STYLE):
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata=metadata)
 
 
 def svg(figure: Figure) -> str:
-    """A figure as the text of an SVG file."""
+    """Draws a figure as the text of an SVG file."""
     file = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
