@@ -31,7 +31,6 @@ from experiments.outcomes import (
     Outcomes,
     load,
     missing,
-    writing,
 )
 from experiments.outcomes import write as write_outcome
 from fdftnet_jax import files
@@ -82,7 +81,7 @@ def check_workdir(
       config: whose fields `dir` and `replay_dir`, at any depth, are folders of data.
       replace: whether the user allows the other files.
     """
-    runs = ("*/outcome.json", "*/config.json", "*/*/config.json")
+    runs = ("**/outcome.json", "**/config.json")
     files.check_folder(workdir, "--workdir", runs, replace=replace)
     files.check_no_input(workdir, "--workdir", _data_folders(config))
 
@@ -121,7 +120,7 @@ def execute(
     from fdftnet_jax.training.processes import say
 
     runs, outcomes = _begin(runs, Path(workdir))
-    with writing(Path(workdir)):
+    with files.writing("the outcomes of runs", workdir):
         Path(workdir).mkdir(parents=True, exist_ok=True)
     left = _left(runs, outcomes)
     for index, run in enumerate(left):

@@ -1,6 +1,5 @@
 """A run of a grid, and what is known of it: its `outcome.json`."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -102,15 +101,9 @@ def write(run: GridRun, outcome: Outcome, workdir: Path) -> None:
         },
     }
     text = json.dumps(saved, indent=2) + "\n"
-    with writing(workdir):
+    with files.writing("the outcome of a run", directory):
         directory.mkdir(parents=True, exist_ok=True)
         files.write_atomic(directory / "outcome.json", text)
-
-
-def writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """A disk that is full or cannot be written to is one line for the user."""
-    advice = "free space or give another --workdir, and give the same command again"
-    return files.writing("the outcome of a run", workdir, 10**6, advice)
 
 
 def missing(run: GridRun, outcome: Outcome) -> list[str]:

@@ -274,10 +274,8 @@ class Run:
                 yield path
 
     def _write(self, what: str, texts: Mapping[str, str]) -> list[Path]:
-        needed = sum(map(len, texts.values()))
-        advice = "free space and give the same command again"
         paths = [self.directory / name for name in texts]
-        with files.writing(what, paths[0].parent, needed, advice):
+        with files.writing(what, paths[0].parent):
             for path, text in zip(paths, texts.values(), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(path, text)

@@ -89,7 +89,6 @@ class _Loop:
         p_steps = [steps.pmap_steps(task) for task in training.tasks]
         self._p_train_steps = [p_train_step for p_train_step, _ in p_steps]
         self._p_eval_step = p_steps[0][1]
-        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
         self._state = steps.replicate(training.state)
         self._feed = training.images.feed(self._step)
         self._interruption = Interruption(processes.Agreement())
@@ -109,9 +108,8 @@ class _Loop:
             files.writing(
                 "a checkpoint and the history of the run",
                 self._run.directory,
-                self._num_bytes,
-                "the last checkpoint is whole: free space and give the same command "
-                "again",
+                advice="the last checkpoint is whole: free space and give the same "
+                "command again",
             ),
             self._interruption,
             History(self._run, progress.epoch, write=primary) as history,
