@@ -38,7 +38,7 @@ class TrainedOn:
     data: Mapping[str, Any]
     fingerprint: str
     directory: str
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, int] = (0, 0)
     faces: Mapping[str, Any] | None = None
 
     @property
@@ -86,7 +86,7 @@ class TrainedOn:
             "data": dict(self.data),
             "dataset": self.fingerprint,
             "directory": self.directory,
-            "counts": list(self.counts) if self.counts else None,
+            "counts": list(self.counts),
             "faces": None if self.faces is None else dict(self.faces),
         }
 

@@ -22,6 +22,7 @@ from fdftnet_jax.errors import UserError
 SIZE = 8
 MODEL = {
     "kind": "fdftnet",
+    "dtype": "float32",
     "backbone": "squeezenet",
     "num_blocks": 1,
     "num_stages": 1,

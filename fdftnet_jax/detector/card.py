@@ -94,7 +94,7 @@ def _network(card: dict[str, Any]) -> str:
     return (
         f"{details}; {parameters['all']:,} parameters"
         + (f", {trained:,} of them trained last" if trained is not None else "")
-        + f"; computes in {model.get('dtype', 'float32')}, stored as "
+        + f"; computes in {model['dtype']}, stored as "
         + card["stored_as"]
     )
 
@@ -126,10 +126,8 @@ def _threshold(card: dict[str, Any]) -> str:
 def _data(data: dict[str, Any]) -> str:
     where = f" ({data['folder']})" if data["folder"] else ""
     shots = f", {data['shots']} shots of each class" if data["shots"] else ""
-    count = ""
-    if data["real"] is not None:
-        count = f": {data['real']:,} real and {data['fake']:,} fake images"
-    return f"{data['name']}{where}, split {data['split']}{shots}{count}"
+    counts = f"{data['real']:,} real and {data['fake']:,} fake images"
+    return f"{data['name']}{where}, split {data['split']}{shots}: {counts}"
 
 
 def _evaluation(evaluation: dict[str, Any]) -> str:

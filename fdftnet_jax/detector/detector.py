@@ -135,7 +135,7 @@ class Detector:
         self._version = str(card["versions"]["fdftnet_jax"])
         on_cpu = jax.default_backend() == "cpu"
         tolerance = _TOLERANCE_ON_CPU if on_cpu else _TOLERANCE
-        self._tolerance = tolerance[card["model"].get("dtype", "float32")]
+        self._tolerance = tolerance[card["model"]["dtype"]]
         stablehlo = arrays.pop(STABLEHLO)
         if any(a.dtype not in (np.float16, np.float32) for a in arrays.values()):
             raise ValueError("weights that are not floating-point numbers")

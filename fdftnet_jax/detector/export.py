@@ -18,7 +18,7 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
                      data (`choice.RECORDED`); null where nobody knows
   trained_on         for each data set that the weights have seen, the latest first:
                      name, the folder's own name, split, shots, the number of real and
-                     of fake images (null where unknown), fingerprint
+                     of fake images, fingerprint
   weights            the file that the backbone comes from; null for none
   check              the logits of `network.check_views` by that program; whoever scores
                      compares them with their own
@@ -198,7 +198,7 @@ def _threshold(calibration: Calibration | None) -> dict[str, Any]:
 
 def _data_set(trained_on: TrainedOn) -> dict[str, Any]:
     data, kind = trained_on.data, trained_on.kind
-    real, fake = trained_on.counts or (None, None)
+    real, fake = trained_on.counts
     return {
         "name": f"toy-{data['family']}" if kind == "toy" else kind,
         "folder": PurePath(trained_on.directory).name,

@@ -33,7 +33,7 @@ def build(model: Mapping[str, Any], scaling: str) -> Program:
       UserError: no such network.
     """
     apply = registry.computing_in(
-        model.get("dtype", "float32"), registry.build(model).apply
+        model["dtype"], registry.build(model).apply
     )
 
     def logits(arrays: Arrays, views: Any) -> jax.Array:

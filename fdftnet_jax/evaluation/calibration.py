@@ -36,7 +36,7 @@ TEMPERATURES = (0.01, 100.0)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The section `calibration` of a config; runs of earlier versions have none.
+    """The section `calibration` of a config.
 
     Attributes:
       rule: of the threshold: 'eer', the false positive rate being nearest to the false
@@ -52,7 +52,7 @@ class Options:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
-        """By the whole config of a run."""
+        """Those of the whole config of a run; the defaults where it has been lost."""
         return cls(**config.get("calibration", {}))
 
 
