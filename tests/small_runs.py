@@ -23,6 +23,14 @@ from fdftnet_jax.training.run_files import read_history
 
 BACKBONE = "small"
 SIZE = 32
+# Changes to a config, with which a step compiles in half the time.
+NO_AUGMENTATION = {
+    "augment.zoom": 0.0,
+    "augment.rotation": 0.0,
+    "augment.translation": 0,
+    "augment.flip": False,
+    "augment.cutout_alpha": 0,
+}
 # Of the section `optimizer` of a config, without a learning rate.
 OPTIMIZER = {"momentum": 0.9, "clip_norm": 0.0, "backbone_rate": 1.0, "l2_sp": 0.0}
 

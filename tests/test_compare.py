@@ -12,14 +12,14 @@ from configs import compare as config_file
 from experiments import compare, grid
 from fdftnet_jax.errors import UserError
 
-
 METHODS = ("fdftnet", "full_finetune", "linear_probe")
 
 
 def small_config(cache_dir, **seeds):
     config = config_file.get_config()
     config.backbone = small_runs.BACKBONE
-    config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    small = small_runs.small(cache_dir) | small_runs.NO_AUGMENTATION
+    config.both.update_from_flattened_dict(small)
     config.finetune.data.shots = 12
     config.pretrain.epochs = 1
     config.finetune.epochs = 2

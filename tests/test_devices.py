@@ -37,8 +37,7 @@ def compare_one_and_all_devices():
     """Batch statistics, dropout and augmentation are those of the global batch."""
     assert jax.device_count() == 8
     # A small rate, so that steps do not blow up the rounding of different sums.
-    model = small_runs.model_config("classifier")
-    task, state = small_runs.task(model, "all", rate=0.002)
+    task, state = small_runs.task(small_runs.model_config(), "all", rate=0.002)
     found = []
     for devices in (jax.devices()[:1], jax.devices()):
         train, _ = steps.pmap_steps(task, devices)
