@@ -81,7 +81,8 @@ def check_workdir(
       config: whose fields `dir` and `replay_dir`, at any depth, are folders of data.
       replace: whether the user allows the other files.
     """
-    runs = ("*/outcome.json", "*/config.json", "*/*/config.json")
+    # Of a run, whose name has up to four parts: "toy/xception/seed0/base".
+    runs = ("**/outcome.json", *("*/" * parts + "config.json" for parts in (1, 2, 4)))
     files.check_folder(workdir, "--workdir", runs, replace=replace)
     files.check_no_input(workdir, "--workdir", _data_folders(config))
 
