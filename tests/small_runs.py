@@ -84,7 +84,7 @@ def task(model, phase="head", *, size=SIZE, traced_only=False, rate=0.05):
     else:
         variables = jax.device_get(jax.jit(init)(*example))
     apply = module.apply
-    if model["kind"] == "fdftnet" and phase == "all":
+    if model["kind"] in registry.ON_BACKBONE and phase == "all":
         apply = functools.partial(module.apply, train_backbone=True)
 
     def augmented(rng, indices, batch):
@@ -183,6 +183,11 @@ def assert_same(workdir, other):
     """Two finished runs are the same, bit by bit."""
     assert history(workdir) == history(other)
     chex.assert_trees_all_equal(arrays(workdir), arrays(other))
+
+
+def marked_config(cache_dir):
+    """The config of the run of `marked_run.py`."""
+    return config(cache_dir, epochs=6, patience=6)
 
 
 def start_marked(cache_dir, workdir, devices=2):

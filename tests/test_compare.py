@@ -32,7 +32,7 @@ def small_config(cache_dir, **seeds):
 def finished(tmp_path_factory, cache_dir):
     """(workdir, rows of the table) of three methods, two of them with two seeds."""
     workdir = tmp_path_factory.mktemp("compare")
-    seeds = dict.fromkeys(METHODS, 2) | {"linear_probe": 1}
+    seeds = dict.fromkeys(METHODS, 2) | {"fdftnet": 1}
     runs, write = compare.prepare(small_config(cache_dir, **seeds), workdir)
     outcomes = grid.execute(runs, workdir)
     assert not grid.failures(outcomes)
@@ -60,8 +60,8 @@ def test_there_is_a_row_for_each_method_and_replay(finished):
         (method, replay) for replay in ("4", "-") for method in METHODS
     ]
     seeds = {row["method"]: row["seeds"] for row in rows}
-    assert seeds["pre-trained"] == seeds["fdftnet"] == "2"
-    assert seeds["linear_probe"] == "1"
+    assert seeds["pre-trained"] == seeds["linear_probe"] == "2"
+    assert seeds["fdftnet"] == "1"
 
 
 def test_the_figures_are_those_of_the_scores(finished):
@@ -151,12 +151,15 @@ def test_the_page_has_the_figure(finished):
     """By what it says to those who do not see it."""
     workdir, _ = finished
     text = (workdir / "compare.html").read_text()
+    method = "linear_probe"
     for replay, name in (("-replay4", ", with replay"), ("", "")):
         new, old = (
-            np.mean([scored(workdir, f"seed{s}/fdftnet{replay}", f) for s in (0, 1)])
+            np.mean(
+                [scored(workdir, f"seed{s}/linear_probe{replay}", f) for s in (0, 1)]
+            )
             for f in ("blended", "upsampled")
         )
-        assert f"fdftnet{name}: {new:.3f} new, {old:.3f} old;" in text
+        assert f"{method}{name}: {new:.3f} new, {old:.3f} old;" in text
 
 
 def test_what_is_there_makes_a_table(cache_dir, tmp_path):

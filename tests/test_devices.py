@@ -42,15 +42,15 @@ def compare_one_and_all_devices():
     for devices in (jax.devices()[:1], jax.devices()):
         train, _ = steps.pmap_steps(task, devices)
         replicated, seen = steps.replicate(state, devices), []
-        for index in range(10):
+        for index in range(4):
             batch = steps.shard(small_runs.batch(16, seed=index), devices)
             replicated, metrics = train(replicated, batch)
-            if index in (0, 9):
+            if index in (0, 3):
                 seen.append(steps.unreplicate((replicated, metrics)))
         found.append(seen)
     for one, many in zip(*found, strict=True):
         chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
-    assert found[0][1][0].step == 10
+    assert found[0][1][0].step == 4
     # The steps have made a difference that is worth comparing.
     for part in ("params", "batch_stats"):
         after, before = getattr(found[0][1][0], part), getattr(state, part)

@@ -326,3 +326,23 @@ def test_shard_deals_rows_in_order():
     sharded = steps.shard({"rows": rows}, jax.devices()[:2])["rows"]
     np.testing.assert_array_equal(sharded, rows.reshape(2, 4, 3))
     assert steps.shard({"rows": rows}, jax.devices()[:1])["rows"].shape == (1, 8, 3)
+
+
+def test_the_step_is_compiled_once():
+    """The state that a step returns is dealt to the devices as the first one was."""
+    task, state = small_runs.task(small_runs.model_config("classifier"), "all")
+    p_train_step, _ = steps.pmap_steps(task)
+    state = steps.replicate(state)
+    compiled = []
+
+    def note(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        for number in (1, 1):
+            state, _ = p_train_step(state, steps.shard(small_runs.batch(8)))
+            assert len(compiled) == number
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
