@@ -1,18 +1,23 @@
 # `make demo` and `make test` do all the set-up: a .venv with the tested versions.
 
 PYTHON ?= python3
+# What `make test` and `make test-slow` run: all tests, or some files of them.
+TESTS ?= tests
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # The toy's small matrix products lose time in BLAS threads.
 export OPENBLAS_NUM_THREADS ?= 1
 
+# A file's tests run in one process: they share its runs.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help demo test test-slow lint clean
 
 help:
 	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
 	@echo "make test   set up, then run the tests with coverage"
-	@echo "make test-slow  the tests that take minutes: killed runs, long fuzzing"
+	@echo "make test-slow  the tests that take minutes: killed runs, large images"
 	@echo "make lint   set up, then run ruff and the type checker"
 	@echo "make clean  remove the set-up"
 
@@ -20,10 +25,11 @@ demo: $(READY)
 	$(BIN)/python -m experiments.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-fail-under=90 \
+	  $(TESTS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

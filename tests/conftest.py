@@ -1,6 +1,7 @@
 """Two CPU devices for every test, set before JAX starts, and runs that tests share."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -14,6 +15,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     " --xla_backend_optimization_level=0"
 )
+# A third of that time, with flags that other versions of XLA refuse to start with.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

@@ -37,11 +37,8 @@ def main():
     cache, workdir = sys.argv[1:]
     sys.argv[1:] = []
     say(f"start on {jax.device_count()}")
-    launch.run(
-        lambda: loop.train_and_evaluate(
-            small_runs.config(cache, epochs=6, patience=6), workdir
-        )
-    )
+    config = small_runs.marked_config(cache)
+    launch.run(lambda: loop.train_and_evaluate(config, workdir))
 
 
 if __name__ == "__main__":

@@ -153,21 +153,16 @@ def test_shots_are_the_images_of_the_training(photos, tmp_path):
     assert found == fakes / (fakes + shots)
 
 
-@pytest.mark.parametrize("gone", ["validation", "train", "folder"])
-def test_without_the_data_there_is_a_warning(gone, photos, tmp_path):
+def test_data_are_needed_to_make_it_and_not_later(photos, tmp_path):
     workdir = photo_run(tmp_path, "one")
-    if gone == "folder":
-        shutil.rmtree(tmp_path / "photos")
-    else:
-        photos[gone][0].unlink()
-    with pytest.warns(UserWarning, match="is not calibrated, its validation data") as w:
-        assert calibration.for_run(Run(workdir)) is None
-    assert len(w) == 1
-    assert not (workdir / "calibration.json").exists()
-
-
-def test_once_made_it_needs_no_data(photos, tmp_path):
-    workdir = photo_run(tmp_path, "one")
+    folder, away = tmp_path / "photos", tmp_path / "away"
+    for gone in (folder, photos["validation"][0], photos["train"][0]):
+        gone.rename(away)
+        with pytest.warns(UserWarning, match="is not calibrated, its validation") as w:
+            assert calibration.for_run(Run(workdir)) is None
+        assert len(w) == 1
+        assert not (workdir / "calibration.json").exists()
+        away.rename(gone)
     made = calibration.for_run(Run(workdir))
-    shutil.rmtree(tmp_path / "photos")
+    shutil.rmtree(folder)
     assert calibration.for_run(Run(workdir)) == made

@@ -12,11 +12,14 @@ from configs import compare as config_file
 from experiments import compare, grid
 from fdftnet_jax.errors import UserError
 
+METHODS = ("fdftnet", "full_finetune", "linear_probe")
+
 
 def small_config(cache_dir, **seeds):
     config = config_file.get_config()
     config.backbone = small_runs.BACKBONE
-    config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    small = small_runs.small(cache_dir) | small_runs.NO_AUGMENTATION
+    config.both.update_from_flattened_dict(small)
     config.finetune.data.shots = 12
     config.pretrain.epochs = 1
     config.finetune.epochs = 2
@@ -27,9 +30,9 @@ def small_config(cache_dir, **seeds):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache_dir):
-    """(workdir, rows of the table) of every method, two of them with two seeds."""
+    """(workdir, rows of the table) of three methods, two of them with two seeds."""
     workdir = tmp_path_factory.mktemp("compare")
-    seeds = dict.fromkeys(compare.METHODS, 1) | {"fdftnet": 2, "full_finetune": 2}
+    seeds = dict.fromkeys(METHODS, 2) | {"fdftnet": 1}
     runs, write = compare.prepare(small_config(cache_dir, **seeds), workdir)
     outcomes = grid.execute(runs, workdir)
     assert not grid.failures(outcomes)
@@ -54,10 +57,11 @@ def test_there_is_a_row_for_each_method_and_replay(finished):
     _, rows = finished
     found = [(row["method"], row["replay"]) for row in rows]
     assert found == [("pre-trained", "-")] + [
-        (method, replay) for replay in ("4", "-") for method in compare.METHODS
+        (method, replay) for replay in ("4", "-") for method in METHODS
     ]
-    seeds = {(row["method"]): row["seeds"] for row in rows}
-    assert seeds["pre-trained"] == seeds["fdftnet"] == "2" and seeds["scratch"] == "1"
+    seeds = {row["method"]: row["seeds"] for row in rows}
+    assert seeds["pre-trained"] == seeds["linear_probe"] == "2"
+    assert seeds["fdftnet"] == "1"
 
 
 def test_the_figures_are_those_of_the_scores(finished):
@@ -89,27 +93,48 @@ def test_the_figures_are_those_of_the_scores(finished):
 
 
 def test_the_methods_train_what_they_say(finished):
-    workdir, rows = finished
-    trained = {(r["method"], r["replay"]): r["trained"].replace(",", "") for r in rows}
+    _, rows = finished
+    trained = {
+        (row["method"], row["replay"]): int(row["trained"].replace(",", ""))
+        for row in rows
+    }
     # The backbone of tests/small_runs.py: two convolutions and a normalisation, by
     # hand; a dense layer of 16 x 2 and 2.
     backbone = 3 * 3 * 3 * 8 + 8 + 2 * 8 + 3 * 3 * 8 * 16 + 16
     for replay in ("4", "-"):
-        for method in ("full_finetune", "l2_sp", "scratch"):
-            assert int(trained[method, replay]) == backbone + 34
-        assert int(trained["linear_probe", replay]) == 34
-        frozen = int(trained["frozen", replay])
-        assert frozen == int(trained["paper", replay]) > 34
-        assert int(trained["fdftnet", replay]) == frozen + backbone
-    assert config_of(workdir, "seed0/l2_sp")["optimizer"]["l2_sp"] > 0
-    assert config_of(workdir, "seed0/scratch")["init_from"] == ""
-    assert config_of(workdir, "seed0/scratch-replay4")["new_weights"]
-    paper = config_of(workdir, "seed0/paper")
-    assert paper["optimizer"]["learning_rate"] == 0.3
-    budgets = {
-        config_of(workdir, f"seed0/{method}")["epochs"] for method in compare.METHODS
+        assert trained["full_finetune", replay] == backbone + 34
+        assert trained["linear_probe", replay] == 34
+        assert trained["fdftnet", replay] > backbone + 34
+
+
+def test_the_methods_differ_in_what_they_say_and_in_no_budget(cache_dir):
+    seeds = dict.fromkeys(compare.METHODS, 1)
+    cells = compare.list_cells(small_config(cache_dir, **seeds))
+    assert set(cells) == {("pre-trained", 0)} | {
+        (method, replay) for replay in (4, 0) for method in compare.METHODS
     }
-    assert budgets == {2}
+    for replay in (4, 0):
+        found = {method: cells[method, replay][0] for method in compare.METHODS}
+        configs = {method: run.config for method, run in found.items()}
+        assert {config.epochs for config in configs.values()} == {2}
+        assert {config.data.replay for config in configs.values()} == {replay}
+        kinds = {method: config.model.kind for method, config in configs.items()}
+        assert kinds == dict.fromkeys(compare.METHODS, "linear") | dict.fromkeys(
+            ("fdftnet", "paper", "frozen"), "fdftnet"
+        )
+        trainable = {method: config.trainable for method, config in configs.items()}
+        assert trainable == dict.fromkeys(compare.METHODS, "head") | dict.fromkeys(
+            ("full_finetune", "l2_sp", "scratch"), "all"
+        )
+        released = {m for m, config in configs.items() if config.release_epoch}
+        assert released == {"fdftnet"}
+        pulled = {m for m, config in configs.items() if config.optimizer.l2_sp}
+        assert pulled == {"l2_sp"}
+        assert configs["paper"].optimizer.learning_rate == 0.3
+        assert {m for m, config in configs.items() if config.new_weights} == {"scratch"}
+        # New weights need the pre-training for its data alone.
+        alone = {method for method, run in found.items() if not run.after}
+        assert alone == ({"scratch"} if replay == 0 else set())
 
 
 def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
@@ -126,12 +151,15 @@ def test_the_page_has_the_figure(finished):
     """By what it says to those who do not see it."""
     workdir, _ = finished
     text = (workdir / "compare.html").read_text()
+    method = "linear_probe"
     for replay, name in (("-replay4", ", with replay"), ("", "")):
         new, old = (
-            np.mean([scored(workdir, f"seed{s}/fdftnet{replay}", f) for s in (0, 1)])
+            np.mean(
+                [scored(workdir, f"seed{s}/linear_probe{replay}", f) for s in (0, 1)]
+            )
             for f in ("blended", "upsampled")
         )
-        assert f"fdftnet{name}: {new:.3f} new, {old:.3f} old;" in text
+        assert f"{method}{name}: {new:.3f} new, {old:.3f} old;" in text
 
 
 def test_what_is_there_makes_a_table(cache_dir, tmp_path):

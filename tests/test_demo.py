@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_runs
 from PIL import Image
 
 from fdftnet_jax.run import Run
@@ -18,10 +19,13 @@ SMALL = [
     for field in (
         "epochs=2",
         "batch_size=8",
+        "model.backbone=own_cnn:OwnCNN",
+        "data.size=32",
         "data.toy_examples.train=8",
         "data.toy_examples.validation=8",
         "data.toy_examples.test=10",
         "data.toy_examples.finetune=8",
+        *(f"{field}={value}" for field, value in small_runs.NO_AUGMENTATION.items()),
     )
 ] + [
     "--config.finetune.data.shots=4",
@@ -31,10 +35,11 @@ SMALL = [
 
 
 def demo(workdir, cache, *arguments):
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     return subprocess.run(
         [sys.executable, "-m", "experiments.demo", f"--workdir={workdir}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": paths},
         capture_output=True,
         text=True,
     )
@@ -87,7 +92,10 @@ def test_table_shows_the_summary(finished):
             ],
             abs=5e-4,
         )
-    assert max(len(line) for line in lines if "written to" not in line) <= 80
+    assert (
+        max(len(line) for line in lines if not line.startswith(("written to", "/")))
+        <= 80
+    )
 
 
 def test_figures_and_runs(finished):
@@ -98,6 +106,15 @@ def test_figures_and_runs(finished):
     for seed in (0, 1):
         for run in ("base", "fdftnet"):
             assert len(Run(workdir / f"seed{seed}" / run).history()) == 2
+
+
+def test_the_report_is_on_the_new_forgery_and_is_told_of(finished):
+    workdir, _, process = finished
+    path = workdir / "report.html"
+    assert process.stdout.splitlines()[-1] == str(path)
+    text = " ".join(path.read_text().split())
+    assert "FDFtNet on own_cnn:OwnCNN, tested on 20 pictures" in text
+    assert "(toy-blended, split &#39;test&#39;)" in text
 
 
 def test_again_it_trains_nothing(finished):

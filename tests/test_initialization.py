@@ -34,6 +34,7 @@ def config(cache_dir, init_from, *, pretrain=False, **changes):
         cache_dir,
         "" if pretrain else init_from,
         **{
+            "model.kind": "classifier" if pretrain else "linear",
             "model.backbone": "squeezenet",
             "data.size": SIZE,
             "epochs": 1,
@@ -45,8 +46,8 @@ def config(cache_dir, init_from, *, pretrain=False, **changes):
 
 
 @pytest.fixture(scope="module")
-def finetuned(cache_dir, weights, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "finetuned"
+def probe(cache_dir, weights, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "probe"
     return small_runs.run(config(cache_dir, weights), workdir)
 
 
@@ -55,8 +56,8 @@ def load(workdir):
         return checkpoints.load_meta(), checkpoints.load_variables()
 
 
-def test_the_frozen_backbone_is_that_of_the_file(finetuned, weights):
-    meta, variables = load(finetuned)
+def test_the_frozen_backbone_is_that_of_the_file(probe, weights):
+    meta, variables = load(probe)
     backbone = variables["params"]["backbone"]
     assert "conv10" not in backbone
     for name, tensors in LAYERS.items():
@@ -71,8 +72,8 @@ def test_the_frozen_backbone_is_that_of_the_file(finetuned, weights):
     assert meta["trained_on"][1:] == []
 
 
-def test_evaluation_scales_as_the_weights_expect(finetuned, cache_dir):
-    meta, variables = load(finetuned)
+def test_evaluation_scales_as_the_weights_expect(probe, cache_dir):
+    meta, variables = load(probe)
     records = forgery_faces.prepare(config(cache_dir, "x").data).source("test")
     views = np.stack(
         [
@@ -83,7 +84,7 @@ def test_evaluation_scales_as_the_weights_expect(finetuned, cache_dir):
     model = registry.build(meta["model"])
     scaled = np.float32((views / 255 - MEAN) / STD)
     logits = jax.jit(lambda x: model.apply(variables, x, train=False))(scaled)
-    found = scoring.score_split(Run(finetuned)).logits
+    found = scoring.score_split(Run(probe)).logits
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
     others = jax.jit(lambda x: model.apply(variables, x, train=False))(
         np.float32(views / 127.5 - 1)
@@ -91,9 +92,9 @@ def test_evaluation_scales_as_the_weights_expect(finetuned, cache_dir):
     assert np.abs(found - others).max() > 1e-3
 
 
-def test_variant_and_scaling_travel_on(finetuned, cache_dir, weights, tmp_path):
+def test_variant_and_scaling_travel_on(probe, cache_dir, weights, tmp_path):
     """Into a fine-tuning that starts from the run, and when it goes on."""
-    second = config(cache_dir, finetuned)
+    second = config(cache_dir, probe)
     small_runs.run(second, tmp_path)
     meta, variables = load(tmp_path)
     assert meta["model"]["variant"] == "torch"
@@ -105,7 +106,7 @@ def test_variant_and_scaling_travel_on(finetuned, cache_dir, weights, tmp_path):
     )
     with pytest.raises(UserError, match=r"'imagenet'.*asks for .*'zero_one'"):
         small_runs.run(
-            config(cache_dir, finetuned, **{"data.scaling": "zero_one"}),
+            config(cache_dir, probe, **{"data.scaling": "zero_one"}),
             tmp_path / "other",
         )
 

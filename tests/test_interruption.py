@@ -1,10 +1,12 @@
-"""Signals in the middle of a run, and two processes in one workdir."""
+"""Signals and kills in the middle of a run, and two processes in one workdir."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import small_runs
@@ -39,13 +41,7 @@ def signal_in(monkeypatch, name, call):
 # An epoch of the small run has 4 steps and 3 batches of validation.
 @pytest.mark.parametrize(
     ("name", "call", "saved"),
-    [
-        ("train", 1, 1),
-        ("train", 4, 4),
-        ("train", 6, 6),
-        ("evaluate", 1, 4),
-        ("evaluate", 5, 8),
-    ],
+    [("train", 6, 6), ("evaluate", 1, 4), ("evaluate", 5, 8)],
 )
 def test_a_signal_saves_and_the_run_goes_on_as_if_undisturbed(
     name, call, saved, pretrained, cache_dir, tmp_path, monkeypatch, capsys
@@ -84,7 +80,7 @@ def test_signals_at_every_step_end_in_the_undisturbed_run(
 ):
     """Also where a process is stopped before it has made a step of its own."""
     config = small_runs.config(cache_dir)
-    for name in ["train", "evaluate"] * 3:
+    for name in ["train", "evaluate"] * 2:
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             signal_in(patch, name, 1)
             small_runs.run(config, tmp_path)
@@ -92,7 +88,10 @@ def test_signals_at_every_step_end_in_the_undisturbed_run(
     small_runs.assert_same(tmp_path, pretrained)
 
 
-def test_the_second_signal_quits_at_once():
+def test_the_second_signal_quits_at_once(request):
+    # A shell starts commands in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with (
         Interruption() as interruption,
         pytest.raises(Interrupted, match="last checkpoint") as caught,
@@ -119,23 +118,87 @@ def test_another_thread_than_the_main_one_trains_without_handlers():
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("number", "code", "phase", "message"),
+    [
+        (signal.SIGTERM, 143, "prepare", "begins again"),
+        (signal.SIGINT, 130, "train", "goes on from there"),
+    ],
 )
-def test_a_signalled_command_says_how_to_go_on(number, code, tmp_path, cache_dir):
+def test_a_signalled_command_says_how_to_go_on(
+    number, code, phase, message, tmp_path, cache_dir
+):
     """In a step (saved there) and during the preparation before it."""
-    for phase, message in [
-        ("prepare", "begins again"),
-        ("train", "goes on from there"),
-    ]:
-        process = small_runs.start_marked(cache_dir, tmp_path / "run")
-        small_runs.wait_for(process, phase)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == code, stderr
-        assert message in stderr.splitlines()[-1]
-        assert "Traceback" not in stderr
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.latest
+    process = small_runs.start_marked(cache_dir, tmp_path / "run")
+    small_runs.wait_for(process, phase)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr
+    assert message in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert any((tmp_path / "run").glob("checkpoints/[0-9]*")) == (phase == "train")
+
+
+# Kills.
+
+
+# Phase, and the longest delay after it begins, in seconds.
+PHASES = {
+    "start": 2.0,
+    "prepare": 0.5,
+    "train": 0.02,
+    "evaluate": 0.02,
+    "save": 0.3,
+}
+
+
+def finish(cache_dir, workdir, devices):
+    process = small_runs.start_marked(cache_dir, workdir, devices)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stdout.startswith(f"start on {devices}")
+
+
+def kill(cache_dir, workdir, devices, phase, times, delay):
+    """Starts a run and kills it; False where it ended before."""
+    process = small_runs.start_marked(cache_dir, workdir, devices)
+    reached = small_runs.wait_for(process, phase, times)
+    if reached:
+        time.sleep(delay)
+    process.kill()
+    process.communicate()
+    return reached and process.returncode == -signal.SIGKILL
+
+
+def test_killed_while_saving(cache_dir, tmp_path):
+    for times, delay in [(2, 0.02), (1, 0.1)]:
+        assert kill(cache_dir, tmp_path / "killed", 2, "save", times, delay)
+    config = small_runs.marked_config(cache_dir)
+    small_runs.run(config, tmp_path / "undisturbed")
+    small_runs.run(config, tmp_path / "killed")
+    small_runs.assert_same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_at_random(devices, tmp_path):
+    """At least 12 kills for either number of devices, the cold start's data among them.
+
+    A run that survives its kills is compared, and the next one begins anew.
+    """
+    chance = random.Random(devices)
+    undisturbed = tmp_path / "undisturbed"
+    finish(tmp_path / "undisturbed_cache", undisturbed, devices)
+    kills, runs = dict.fromkeys(PHASES, 0), 0
+    while min(kills.values()) < 2 or sum(kills.values()) < 12:
+        workdir, cache = tmp_path / str(runs), tmp_path / f"cache{runs}"
+        runs += 1
+        for phase in chance.sample(list(PHASES), len(PHASES)):
+            times = 1 if phase in ("start", "prepare") else chance.randint(1, 3)
+            delay = chance.uniform(0, PHASES[phase])
+            kills[phase] += kill(cache, workdir, devices, phase, times, delay)
+        finish(cache, workdir, devices)
+        small_runs.assert_same(workdir, undisturbed)
+    print(f"{devices} device(s): {sum(kills.values())} kills in {runs} runs, {kills}")
 
 
 # Locks.

@@ -54,7 +54,10 @@ def _networks(name):
     return every_layer, variables
 
 
-@pytest.mark.parametrize("size", [64, 224, 299])
+SLOW = [pytest.param(size, marks=pytest.mark.slow) for size in (224, 299)]
+
+
+@pytest.mark.parametrize("size", [64, *SLOW])
 @pytest.mark.parametrize("name", sorted(keras_networks.BUILDERS))
 def test_every_layer_agrees_with_keras(name, size):
     """The top, which Keras makes for one size only, against NumPy."""

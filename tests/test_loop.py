@@ -109,10 +109,10 @@ def test_a_run_without_a_checkpoint_may_change_its_config(
 ):
     with monkeypatch.context() as patch, pytest.raises(small_runs.StopError):
         small_runs.stop(patch, 1, before_saving=True)
-        small_runs.run(small_runs.config(cache_dir, epochs=9), tmp_path)
-    small_runs.run(small_runs.config(cache_dir, epochs=1), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
-    assert len(small_runs.history(tmp_path)) == 1
+        small_runs.run(small_runs.config(cache_dir, patience=9), tmp_path)
+    small_runs.run(small_runs.config(cache_dir, patience=8), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["patience"] == 8
+    assert len(small_runs.history(tmp_path)) == 3
 
 
 def test_changed_data_is_refused(cache_dir, tmp_path, monkeypatch):

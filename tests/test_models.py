@@ -1,11 +1,14 @@
 """Parameter counts of the paper's tables and of the architectures' publications."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_runs
 
 from fdftnet_jax import errors
 from fdftnet_jax.models import layers, registry, self_attention
@@ -162,10 +165,10 @@ def test_mbblock_residual(channels, stride, residual):
     """With every scale of the last BN at 0 a block is its shortcut, or its bias."""
     block, shape = _block(channels, stride)
     x = jax.random.normal(jax.random.key(0), shape)
-    variables = block.init(jax.random.key(1), x)
+    variables = jax.jit(block.init)(jax.random.key(1), x)
     last = variables["params"]["project_bn"]
     last["scale"], last["bias"] = 0 * last["scale"], 0 * last["bias"] + 2
-    y = block.apply(variables, x)
+    y = jax.jit(block.apply)(variables, x)
     assert y.shape == (2, 8 // stride, 8 // stride, 128)
     chex.assert_trees_all_close(y, x + 2 if residual else jnp.full(y.shape, 2.0))
 
@@ -235,18 +238,20 @@ def test_without_stages_there_is_no_fine_tune_transformer():
     """M = 0 (Table 6): the classifier gets the other branch alone."""
     model = _model("squeezenet", num_stages=0, num_blocks=2)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(1), images
+    )
     params = variables["params"]
     assert set(params) == {"backbone", "mobilenet_head", "classifier"}
     whole = _init(_model("squeezenet", num_blocks=2), 1, 64, 64, 3, train=False)
     assert _count(whole) - _count(variables) == 115_318
-    logits, state = model.apply(
-        variables,
-        images,
+    apply = functools.partial(
+        model.apply,
         train=False,
         mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name == "mobilenet_head",
     )
+    logits, state = jax.jit(apply)(variables, images)
     branch = state["intermediates"]["mobilenet_head"]["__call__"][0]
     dense = jax.tree.map(np.float64, params["classifier"])
     expected = np.float64(branch) @ dense["kernel"] + dense["bias"]
@@ -254,20 +259,21 @@ def test_without_stages_there_is_no_fine_tune_transformer():
 
 
 def test_a_frozen_backbone_runs_as_in_inference():
-    model = _model("shallownetv3", num_blocks=1, num_stages=1)
+    model = _model("shallownetv3", num_blocks=1, num_stages=0)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
-    rngs = {"dropout": jax.random.key(2)}
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(1), images
+    )
 
     def features(**kwargs):
-        _, state = model.apply(
-            variables,
-            images,
+        apply = functools.partial(
+            model.apply,
             **kwargs,
-            rngs=rngs,
+            rngs={"dropout": jax.random.key(2)},
             mutable=["batch_stats", "intermediates"],
             capture_intermediates=lambda module, _: module.name == "backbone",
         )
+        _, state = jax.jit(apply)(variables, images)
         return state["intermediates"]["backbone"]["__call__"][0]
 
     inference = features(train=False)
@@ -278,23 +284,23 @@ def test_a_frozen_backbone_runs_as_in_inference():
 
 @pytest.mark.parametrize(("name", "variant"), SIDES)
 def test_other_image_sizes(name, variant):
-    def out(size, **options):
-        model = registry.get_backbone(name, variant=variant, **options)
-        image = jnp.zeros((1, size, size, 3))
-        return jax.eval_shape(
-            lambda: model.init_with_output(jax.random.key(0), image, train=False)
-        )
-
+    model = registry.get_backbone(name, variant=variant)
+    apply = functools.partial(model.apply, train=False)
+    variables = _init(model, 1, 64, 64, 3, train=False)
+    channels = BACKBONES[name][0][2]
     for size, side in zip((64, 128, 224, 299), SIDES[name, variant], strict=True):
-        features, _ = out(size)
-        channels = BACKBONES[name][0][2]
+        images = jnp.zeros((1, size, size, 3))
+        features = jax.eval_shape(apply, variables, images)
         assert features.shape == (1, side, side, channels)
-        logits, variables = out(size, num_classes=2)
-        assert logits.shape == (1, 2)
-        if name == "shallownetv3":
-            # Its dense layer takes the whole map.
-            dense = variables["params"]["dense1"]["kernel"]
-            assert dense.shape == (side * side * channels, 1024)
+    whole = registry.get_backbone(name, 2, variant=variant)
+    logits, variables = jax.eval_shape(
+        lambda: whole.init_with_output(jax.random.key(0), images, train=False)
+    )
+    assert logits.shape == (1, 2)
+    if name == "shallownetv3":
+        # Its dense layer takes the whole map.
+        dense = variables["params"]["dense1"]["kernel"]
+        assert dense.shape == (side * side * channels, 1024)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -370,6 +376,33 @@ def test_dropout_is_the_same_on_one_and_two_devices():
 
     on_two = jax.pmap(masked("batch"), axis_name="batch")(x.reshape(2, 2, 50))
     chex.assert_trees_all_equal(on_two.reshape(4, 50), masked(None)(x))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "without_top", "channels"),
+    [("squeezenet", 722_496, 512), ("xception", 20_861_480, 2048)],
+)
+def test_a_probe_adds_one_dense_layer(backbone, without_top, channels):
+    """The backbones' counts are those of the literature."""
+    module = registry.build({"kind": "linear", "backbone": backbone})
+    image = jnp.zeros((1, 64, 64, 3))
+    init = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
+    assert init["params"].keys() == {"backbone", "classifier"}
+    total = sum(leaf.size for leaf in jax.tree.leaves(init))
+    assert total == without_top + 2 * channels + 2
+
+
+def test_a_probe_is_linear_in_the_mean_of_the_features():
+    module = registry.build(small_runs.model_config("linear"))
+    images = jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
+    variables = module.init(jax.random.key(0), images, train=False)
+    backbone = registry.get_backbone(small_runs.BACKBONE)
+    inner = {name: tree["backbone"] for name, tree in variables.items()}
+    features = np.asarray(backbone.apply(inner, images, train=False), np.float64)
+    dense = variables["params"]["classifier"]
+    expected = features.mean((1, 2)) @ dense["kernel"] + dense["bias"]
+    found = module.apply(variables, images, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_names():

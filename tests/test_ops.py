@@ -230,25 +230,6 @@ def test_what_is_computed_once_is_what_it_was(first):
     np.testing.assert_array_equal(found, 2 * x)
 
 
-def test_what_is_computed_once_is_not_computed_in_several_loops():
-    """XLA must keep the branch, which is all that the function is for."""
-
-    def maxima(once):
-        def loss(kernel, x, cotangent):
-            pooled = once(pooling.max_pool(x, 3, 2))
-            out = convolution.depthwise_conv(pooled, kernel, (1, 1), ((1, 1), (1, 1)))
-            return jnp.vdot(out, cotangent)
-
-        shapes = [(3, 3, 16), (8, 31, 31, 16), (8, 15, 15, 16)]
-        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        lowered = jax.jit(jax.grad(loss)).lower(*arguments)
-        return lowered.compile().as_text().count(" maximum(")
-
-    of_one_pooling = 8
-    assert maxima(reuse.compute_once) == of_one_pooling
-    assert maxima(lambda x: x) > of_one_pooling
-
-
 def test_attention_never_holds_a_map():
     """At 16,384 positions, one image: the map alone would be a gigabyte."""
     shapes = [jax.ShapeDtypeStruct((1, 128 * 128, c), jnp.float32) for c in (4, 4, 32)]

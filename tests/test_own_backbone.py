@@ -34,7 +34,7 @@ def _init(backbone, **options):
 
 
 def test_pretrain_finetune_evaluate(tmp_path, cache_dir):
-    changes = {"model.backbone": PATH, "epochs": 1}
+    changes = {"model.backbone": PATH, "epochs": 1, **small_runs.NO_AUGMENTATION}
     base, fdft = tmp_path / "base", tmp_path / "fdft"
     small_runs.run(small_runs.config(cache_dir, **changes), base)
     small_runs.run(small_runs.config(cache_dir, base, **changes), fdft)

@@ -153,6 +153,7 @@ def test_a_network_inside_a_model_with_a_top(tmp_path, suffix):
     assert len(loaded[2].left_out) == 2 + 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "suffix", "size"), [("resnet50v2", "h5", 224), ("xception", "keras", 299)]
 )

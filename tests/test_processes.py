@@ -1,4 +1,4 @@
-"""Two processes of two devices are one process of four, through the real commands."""
+"""Two processes of two devices each are one process, through the real commands."""
 
 import contextlib
 import json
@@ -16,7 +16,9 @@ import small_runs
 from fdftnet_jax import files
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.training import processes
+from fdftnet_jax.evaluation import calibration
+from fdftnet_jax.run import Run
+from fdftnet_jax.training import feed, processes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -75,12 +77,28 @@ def finish(started, code):
     return found
 
 
-def test_two_processes_are_one(cache_dir, tmp_path):
+@pytest.fixture
+def alone(cache_dir, tmp_path, monkeypatch):
+    """A run of this process: its workdir, and the image indices of its batches."""
+    take, batches = feed.Feed.take, []
+
+    def noted(self, number):
+        indices, batch = take(self, number)
+        batches.append([str(index) for index in indices.ravel()])
+        return indices, batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed.Feed, "take", noted)
+        workdir = small_runs.run(small_runs.config(cache_dir), tmp_path / "one")
+    calibration.for_run(Run(workdir))
+    return workdir, batches
+
+
+def test_two_processes_are_one(alone, tmp_path):
     """Also where a signal reaches one of them, and both go on later."""
+    one, batches = alone
     # Both prepare data of their own: the second of two waits for the first.
-    one = start(4, cache_dir, tmp_path / "one")
     two = start_two(tmp_path / "cache", tmp_path / "two", stopped_in=2)
-    [(batches, _)] = finish([one], 0)
     # All know of the signal one step later, and stop after the step that they are in.
     [(first, said), (second, also_said)] = finish(two, 143)
     assert said[-1] == also_said[-1]
@@ -99,19 +117,19 @@ def test_two_processes_are_one(cache_dir, tmp_path):
     assert [mine + theirs for mine, theirs in halves] == batches
 
     found, expected = (
-        [list(row.values()) for row in small_runs.history(tmp_path / name)]
-        for name in ("two", "one")
+        [list(row.values()) for row in small_runs.history(workdir)]
+        for workdir in (tmp_path / "two", one)
     )
     assert len(found) == 3
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    arrays = [small_runs.arrays(tmp_path / name) for name in ("two", "one")]
+    arrays = [small_runs.arrays(workdir) for workdir in (tmp_path / "two", one)]
     chex.assert_trees_all_close(*arrays, rtol=1e-5, atol=1e-5)
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 2
     # All score validation, one tells of it and writes.
     assert sum(line.startswith("calibrated on 18") for line in said) == 1
     found, expected = (
-        json.loads((tmp_path / name / "calibration.json").read_text())
-        for name in ("two", "one")
+        json.loads((workdir / "calibration.json").read_text())
+        for workdir in (tmp_path / "two", one)
     )
     assert found["checkpoint_step"] == expected["checkpoint_step"]
     assert found["threshold_logit"] == pytest.approx(

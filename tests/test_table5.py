@@ -25,7 +25,8 @@ def small_config(cache_dir):
     config = config_file.get_config()
     config.backbones = small_runs.BACKBONE
     config.seeds = 2
-    config.both.update_from_flattened_dict(small_runs.small(cache_dir))
+    small = small_runs.small(cache_dir) | small_runs.NO_AUGMENTATION
+    config.both.update_from_flattened_dict(small)
     config.finetune.release_epoch = 0
     config.both.epochs = 1
     config.finetune.data.shots = 12
@@ -137,7 +138,8 @@ def start(code, *arguments):
 def test_a_failing_cell_is_told_of_and_the_others_are_there(finished, cache_dir):
     """As a command, in the folder of the finished grid."""
     config, workdir, _, _ = finished
-    given = small_runs.small(cache_dir) | {"epochs": config.both.epochs}
+    given = small_runs.small(cache_dir) | small_runs.NO_AUGMENTATION
+    given["epochs"] = config.both.epochs
     ended = start(
         "from experiments import grid, table5; "
         "grid.command(table5.prepare, 'configs/table5.py', '')",

@@ -5,7 +5,6 @@ import pytest
 import small_runs
 from PIL import Image
 
-from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import splits
 
 FRACTIONS = {"train": 0.4, "validation": 0.2, "test": 0.4, "finetune": 0.0}
@@ -34,31 +33,18 @@ def config(cache, folder):
     return small_runs.config(cache, **changes)
 
 
-def test_without_its_files_training_is_the_same_bit_by_bit(photos, tmp_path):
+def test_without_its_files_training_is_the_same_bit_by_bit(
+    photos, tmp_path, monkeypatch
+):
+    """Of a run from its beginning, and of one that goes on."""
     folder, test = photos
     small_runs.run(config(tmp_path / "cache", folder), tmp_path / "before")
-    for path in test:
-        path.unlink()
-    with pytest.warns(UserWarning, match="split 'test' .* cannot be used"):
-        small_runs.run(config(tmp_path / "new_cache", folder), tmp_path / "after")
-    small_runs.assert_same(tmp_path / "before", tmp_path / "after")
-
-
-def test_a_run_goes_on_without_them(photos, tmp_path, monkeypatch):
-    folder, test = photos
-    small_runs.run(config(tmp_path / "cache", folder), tmp_path / "undisturbed")
-    save, saved = Checkpoints.save, []
-
-    def save_once(*arguments):
-        if saved:
-            raise InterruptedError
-        saved.append(save(*arguments))
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(Checkpoints, "save", save_once)
+    with monkeypatch.context() as patch, pytest.raises(small_runs.StopError):
+        small_runs.stop(patch, 1, before_saving=False)
         small_runs.run(config(tmp_path / "cache", folder), tmp_path / "stopped")
     for path in test:
         path.unlink()
-    with pytest.warns(UserWarning, match="split 'test' .* cannot be used"):
-        small_runs.run(config(tmp_path / "cache", folder), tmp_path / "stopped")
-    small_runs.assert_same(tmp_path / "stopped", tmp_path / "undisturbed")
+    for cache, workdir in (("new_cache", "after"), ("cache", "stopped")):
+        with pytest.warns(UserWarning, match="split 'test' .* cannot be used"):
+            small_runs.run(config(tmp_path / cache, folder), tmp_path / workdir)
+        small_runs.assert_same(tmp_path / "before", tmp_path / workdir)

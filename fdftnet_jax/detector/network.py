@@ -32,9 +32,7 @@ def build(model: Mapping[str, Any], scaling: str) -> Program:
     Raises:
       UserError: no such network.
     """
-    apply = registry.computing_in(
-        model["dtype"], registry.build(model).apply
-    )
+    apply = registry.computing_in(model["dtype"], registry.build(model).apply)
 
     def logits(arrays: Arrays, views: Any) -> jax.Array:
         images = preprocess.scale(views, scaling)
