@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import small_runs
-from fdftnet_jax.training.epoch import StepWatch
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
+from fdftnet_jax.training.watch import StepWatch
 
 
 @pytest.fixture(scope="module")
