@@ -4,7 +4,8 @@ import csv
 
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images, past_runs
+from fdftnet_jax import datasets
+from fdftnet_jax.data import images, past_runs
 from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.evaluation import calibration, results, scoring
 from fdftnet_jax.training.checkpoint import Checkpoints
@@ -24,7 +25,7 @@ def pictures(workdir):
     """The test split: path in it -> [h, w, 3] uint8."""
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.load_meta()
-    data = forgery_faces.prepare(past_runs.data_config(meta["trained_on"], {}))
+    data = datasets.prepare(past_runs.data_config(meta["trained_on"], {}))
     return {
         record["path"]: images.decode_png(record["image"])
         for record in data.source("test")

@@ -8,7 +8,8 @@ import pytest
 import small_runs
 from PIL import Image
 
-from fdftnet_jax.data import forgery_faces, past_runs, splits
+from fdftnet_jax import datasets
+from fdftnet_jax.data import past_runs, splits
 from fdftnet_jax.evaluation import calibration, scoring
 from fdftnet_jax.evaluation.calibration import Options
 from fdftnet_jax.training.checkpoint import Checkpoints
@@ -51,7 +52,7 @@ def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
         meta = checkpoints.load_meta()
         assert made.checkpoint_step == checkpoints.best
     assert made.checkpoint_digest == meta["digests"]["variables"]
-    data = forgery_faces.prepare(past_runs.data_config(meta["trained_on"], {}))
+    data = datasets.prepare(past_runs.data_config(meta["trained_on"], {}))
     assert made.fingerprint == data.fingerprint(("validation",))
     stored = json.loads((run / "calibration.json").read_text())
     assert stored == made.to_dict()

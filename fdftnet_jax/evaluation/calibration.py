@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from fdftnet_jax import files
+from fdftnet_jax import datasets, files
 from fdftnet_jax.data import forgery_faces, past_runs
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import decisions, metrics, scoring
@@ -326,7 +326,7 @@ def _validation_data(run: Mapping[str, Any]) -> forgery_faces.FaceDataset:
     # Training has told what there is to say of them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = forgery_faces.prepare(
+        dataset = datasets.prepare(
             past_runs.data_config([dict(run)], {}), needed=needed, only_needed=True
         )
     found = dataset.fingerprint(needed)

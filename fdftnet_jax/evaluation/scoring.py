@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces, past_runs, pipeline, preprocess
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import precision, registry
@@ -180,7 +181,7 @@ def open_data(
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.load_meta()
     config = past_runs.data_config(meta["trained_on"], data or {})
-    dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
+    dataset = datasets.prepare(config, needed=(split,), only_needed=True)
     if any(
         split in ("all", run["data"]["train_split"])
         and _trained_on(dataset, run)

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import (
     corruptions,
     forgery_faces,
@@ -128,7 +129,7 @@ def prepare(
       UserError: the data do not fit, or those of replay are gone.
     """
     split = config.data.train_split
-    dataset = forgery_faces.prepare(config.data, needed=(split, "validation"))
+    dataset = datasets.prepare(config.data, needed=(split, "validation"))
     fingerprint = dataset.fingerprint((split, "validation"))
     train = [_drawn(dataset, split, config.data.shots, config.seed)]
     validation = [_drawn(dataset, "validation", 0, config.seed)]
@@ -189,7 +190,7 @@ def _old(
         trained_on = known
     data = past_runs.data_config(trained_on, changes)
     needed = (data.train_split, "validation")
-    dataset = forgery_faces.prepare(data, needed=needed, only_needed=True)
+    dataset = datasets.prepare(data, needed=needed, only_needed=True)
     return dataset, {
         "data": data.to_dict(),
         "dataset": dataset.fingerprint(needed),
