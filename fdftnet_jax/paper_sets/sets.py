@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from fdftnet_jax.data import caches, folder, splits
+from fdftnet_jax.data import caches, folder, inspection, splits
 from fdftnet_jax.data.leaks import Finding
 from fdftnet_jax.data.splits import SPLITS, Example
 from fdftnet_jax.errors import UserError
@@ -118,7 +118,7 @@ def scan(
             for split, some in drawn.items()
             for example in some
         ]
-        findings |= folder.inspect(
+        findings |= inspection.inspect(
             directory, listed, cache, part=chosen.title, pictures=pictures
         )
         if not any(findings[file.path].reason for file in listed):
