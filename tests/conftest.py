@@ -78,15 +78,15 @@ def folder(data, tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Counts the files that preparations decode, after they were inspected."""
+    """The files that are decoded, in a scan or for their records."""
     from fdftnet_jax.data import images
 
     paths = []
-    decode = images.decode
+    read = images.read
 
     def counting(source):
         paths.append(source)
-        return decode(source)
+        return read(source)
 
-    monkeypatch.setattr(images, "decode", counting)
+    monkeypatch.setattr(images, "read", counting)
     return paths

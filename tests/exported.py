@@ -4,7 +4,8 @@ import csv
 
 import numpy as np
 
-from fdftnet_jax.data import forgery_faces, images
+from fdftnet_jax import datasets
+from fdftnet_jax.data import images
 from fdftnet_jax.detector import detector, file, network
 from fdftnet_jax.evaluation import calibration, results, scoring
 from fdftnet_jax.run import Run
@@ -22,7 +23,7 @@ def evaluated(workdir):
 
 def pictures(workdir):
     """The test split: path in it -> [h, w, 3] uint8."""
-    data = forgery_faces.prepare(Run(workdir).best.lineage.data_config({}))
+    data = datasets.prepare(Run(workdir).best.lineage.data_config({}))
     return {
         record["path"]: images.decode_png(record["image"])
         for record in data.source("test")

@@ -6,8 +6,8 @@ import jax
 import small_runs
 
 from experiments import launch
+from fdftnet_jax import datasets
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.training import loop, steps
 
 
@@ -24,7 +24,7 @@ def marked(phase, function):
 
 
 def main():
-    forgery_faces.prepare = marked("prepare", forgery_faces.prepare)
+    datasets.prepare = marked("prepare", datasets.prepare)
     Checkpoints.save = marked("save", Checkpoints.save)
     steps.evaluate = marked("evaluate", steps.evaluate)
     pmap_steps = steps.pmap_steps

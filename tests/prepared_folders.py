@@ -21,11 +21,17 @@ def write_folder(root, number=12, split="", first=0):
             image.save(folder / f"{i:02d}.png")
 
 
+def entries(data):
+    """The finished data sets in the cache of a config section."""
+    return set(Path(data.cache_dir).rglob("dataset_info.json"))
+
+
 def start(script, data):
     """Starts a script on a config section in a process of its own."""
     script = f"""
 import os, sys, ml_collections
-from fdftnet_jax.data import forgery_faces
+from fdftnet_jax import datasets
+from fdftnet_jax.data import folder
 data = ml_collections.ConfigDict({data.to_dict()})
 {script}"""
     command = [sys.executable, "-c", script]

@@ -8,8 +8,9 @@ import pytest
 import small_runs
 from PIL import Image
 
+from fdftnet_jax import datasets
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import forgery_faces, splits
+from fdftnet_jax.data import splits
 from fdftnet_jax.evaluation import calibration, scoring
 from fdftnet_jax.evaluation.calibration import Options
 from fdftnet_jax.run import Run
@@ -52,7 +53,7 @@ def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
         meta = checkpoints.load_meta()
         assert made.checkpoint_step == checkpoints.best
     assert made.checkpoint_digest == meta["digests"]["variables"]
-    data = forgery_faces.prepare(Run(run).best.lineage.data_config({}))
+    data = datasets.prepare(Run(run).best.lineage.data_config({}))
     assert made.fingerprint == data.fingerprint(("validation",))
     stored = json.loads((run / "calibration.json").read_text())
     assert stored == made.to_dict()

@@ -55,7 +55,7 @@ def commands(text):
 
 
 def all_commands(marked):
-    """(page, command) of all blocks that are marked as not to be run, or of the others."""
+    """(page, command) of the blocks that are marked as not to be run, or the others."""
     return [
         (page.name, command)
         for page in PAGES
@@ -112,10 +112,14 @@ def test_shell_commands_stand_in_fenced_blocks():
     """So that none of them escapes these tests."""
     for page in CURRENT:
         indented = re.findall(
-            r"^(?: {4}|\t)\s*(?:\$ )?((?:make|fdftnet|python|pip) .*)", prose(page), re.M
+            r"^(?: {4}|\t)\s*(?:\$ )?((?:make|fdftnet|python|pip) .*)",
+            prose(page),
+            re.M,
         )
         assert not indented, f"{page.name}: {indented}"
-        assert "\n```\n" not in re.sub(r"```\w+\n.*?\n```\n", "", page.read_text() + "\n", flags=re.S)
+        assert "\n```\n" not in re.sub(
+            r"```\w+\n.*?\n```\n", "", page.read_text() + "\n", flags=re.S
+        )
 
 
 def test_marked_commands_are_those_of_the_parsers(parsed):
@@ -151,7 +155,9 @@ def test_commands_without_a_mark_run(tmp_path):
         said = "drawn pictures" if " show " in command else "picture.png"
         assert said in output or "--json" in command, f"{command}: {output}"
     assert json.loads((tmp_path / "results.json").read_text())
-    assert [0 <= score <= 1 for scores in answer["scores"] for score in scores] == [True]
+    assert [0 <= score <= 1 for scores in answer["scores"] for score in scores] == [
+        True
+    ]
 
 
 def test_python_in_the_pages_is_python():
@@ -166,8 +172,12 @@ def test_flags_and_fields_in_the_text_exist(parsed):
     for page in CURRENT:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             for flag in re.findall(r"(?<![\w-])--(\w[\w-]*)", code):
-                assert flag == "config" or flag in known["flags"], f"{page.name}: {code}"
-            for field in re.findall(r"(?<![\w/])config\.([a-z_]\w*(?:\.[a-z_]\w*)*)", code):
+                assert flag == "config" or flag in known["flags"], (
+                    f"{page.name}: {code}"
+                )
+            for field in re.findall(
+                r"(?<![\w/])config\.([a-z_]\w*(?:\.[a-z_]\w*)*)", code
+            ):
                 assert field in known["fields"], f"{page.name}: {code}"
 
 
@@ -224,7 +234,7 @@ def wrong():
 # ---- What the process of its own does.
 
 
-class _Parsed(Exception):
+class _ParsedError(Exception):
     """The arguments were right: nothing more of the command is run."""
 
 
@@ -237,7 +247,7 @@ def _parse_experiment(name, arguments):
         rest = flags_parser(sys.argv)
         if len(rest) > 1:
             raise SystemExit(f"unexpected argument {rest[1]}")
-        raise _Parsed
+        raise _ParsedError
 
     known = []
     with (
@@ -247,7 +257,7 @@ def _parse_experiment(name, arguments):
     ):
         try:
             runpy.run_module(f"experiments.{name}", run_name="__main__")
-        except _Parsed:
+        except _ParsedError:
             known = list(flags.FLAGS)
     return known
 
@@ -314,8 +324,7 @@ def _parse_all(given):
         found = _parse_experiment(name, required.get(name, []))
         assert found, name
         flags |= {*found, *(f"no{flag}" for flag in found)}
-    parser = getattr(cli, "parser", None) or cli._parser
-    for action in parser()._actions:
+    for action in cli.parser()._actions:
         for command in getattr(action, "choices", None) or {}:
             subparser = action.choices[command]
             flags |= {name.lstrip("-") for name in subparser._option_string_actions}
@@ -334,11 +343,12 @@ def _run_all(given):
         if program != "fdftnet":
             outputs[command] = (1, "neither marked nor a command of fdftnet")
             continue
-        said = tempfile.TemporaryFile("w+")
-        with contextlib.redirect_stdout(said):
-            code = cli.main(arguments)
-        said.seek(0)
-        outputs[command] = (code, said.read())
+        # (A file, as a terminal is one: with a number.)
+        with tempfile.TemporaryFile("w+") as said:
+            with contextlib.redirect_stdout(said):
+                code = cli.main(arguments)
+            said.seek(0)
+            outputs[command] = (code, said.read())
     scores = []
     for text in given["python"]:
         names = {}

@@ -3,11 +3,13 @@
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from prepared_folders import colour, write_folder
+from prepared_folders import colour, entries, write_folder
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces, images, splits
 from fdftnet_jax.errors import UserError
 
@@ -15,7 +17,7 @@ from fdftnet_jax.errors import UserError
 def test_folder_records(folder, tmp_path, monkeypatch):
     # Blocks that do not divide the number of images.
     monkeypatch.setattr(forgery_faces, "_BLOCK", 5)
-    dataset = forgery_faces.prepare(folder)
+    dataset = datasets.prepare(folder)
     assert dataset.name == "faces"
     assert dataset.directory == str(tmp_path / "faces")
     assert sum(dataset.splits.values()) == 24
@@ -34,8 +36,27 @@ def test_folder_records(folder, tmp_path, monkeypatch):
     assert len({record["path"] for record in records}) == 24
 
 
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_record_is_what_an_independent_reader_sees(folder, tmp_path, remembered):
+    rng = np.random.default_rng(0)
+    for name, shape in (("real", (33, 20, 3)), ("fake", (1, 1, 3)), ("fake", (9, 64))):
+        noise = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        for suffix in ("png", "jpg"):
+            noise.save(tmp_path / "faces" / name / f"{shape[0]}.{suffix}")
+    if remembered:
+        # The scan has been made; the records of other splits have not.
+        datasets.prepare(folder)
+        folder.fractions.update(train=0.6, test=0.4)
+    records = datasets.prepare(folder).source("all")
+    assert len(records) == 30
+    for record in records:
+        path = str(tmp_path / "faces" / record["path"])
+        written = cv2.imdecode(np.frombuffer(record["image"], np.uint8), -1)
+        np.testing.assert_array_equal(written, cv2.imread(path, cv2.IMREAD_COLOR))
+
+
 def test_splits_are_disjoint_and_make_up_all(folder):
-    dataset = forgery_faces.prepare(folder)
+    dataset = datasets.prepare(folder)
     train, test, everything = (
         [record["path"] for record in dataset.source(split)]
         for split in ("train", "test", "all")
@@ -48,7 +69,7 @@ def test_given_splits_are_taken_as_they_are(data, tmp_path):
     write_folder(tmp_path / "faces", 2, "train")
     write_folder(tmp_path / "faces", 3, "test", first=5)
     data.name, data.dir = "folder", str(tmp_path / "faces")
-    dataset = forgery_faces.prepare(data)
+    dataset = datasets.prepare(data)
     assert dataset.splits == {"train": 4, "test": 6}
     assert all(r["path"].startswith("test/") for r in dataset.source("test"))
     with pytest.raises(UserError, match=r"'validation' in faces, found train, test;"):
@@ -56,15 +77,15 @@ def test_given_splits_are_taken_as_they_are(data, tmp_path):
 
 
 def test_order_is_the_same_in_every_preparation(folder, tmp_path):
-    first = list(forgery_faces.prepare(folder).source("all"))
+    first = list(datasets.prepare(folder).source("all"))
     folder.cache_dir = str(tmp_path / "other_cache")
-    assert list(forgery_faces.prepare(folder).source("all")) == first
+    assert list(datasets.prepare(folder).source("all")) == first
 
 
-def test_prepares_once(folder, decoded):
-    first = forgery_faces.prepare(folder)
-    assert len(decoded) == 24
-    again = forgery_faces.prepare(folder)
+def test_a_preparation_decodes_every_file_once_and_a_second_none(folder, decoded):
+    first = datasets.prepare(folder)
+    assert len(decoded) == len(set(decoded)) == 24
+    again = datasets.prepare(folder)
     assert len(decoded) == 24
     assert again.fingerprint(splits.SPLITS) == first.fingerprint(splits.SPLITS)
 
@@ -104,12 +125,12 @@ def change_generator(data, path):
         change_generator,
     ],
 )
-def test_a_change_is_another_cache_entry(folder, tmp_path, decoded, change):
+def test_a_change_is_another_cache_entry(folder, tmp_path, change):
     path = tmp_path / "faces" / "real" / "00.png"
-    before = forgery_faces.prepare(folder, only_needed=True)
+    before = datasets.prepare(folder, only_needed=True)
     change(folder, path)
-    after = forgery_faces.prepare(folder, only_needed=True)
-    assert len(decoded) == 48
+    after = datasets.prepare(folder, only_needed=True)
+    assert len(entries(folder)) == 2
     assert before.fingerprint(splits.SPLITS) != after.fingerprint(splits.SPLITS)
 
 
@@ -128,11 +149,11 @@ def change_folder(path):
 
 
 @pytest.mark.parametrize("change", [change_time, change_bytes, change_folder])
-def test_the_same_pictures_are_the_same_entry(folder, tmp_path, decoded, change):
-    before = forgery_faces.prepare(folder)
+def test_the_same_pictures_are_the_same_entry(folder, tmp_path, change):
+    before = datasets.prepare(folder)
     folder.dir = str(change(tmp_path / "faces/real/00.png"))
-    after = forgery_faces.prepare(folder)
-    assert len(decoded) == 24
+    after = datasets.prepare(folder)
+    assert len(entries(folder)) == 1
     assert after.directory == folder.dir
     assert before.fingerprint(splits.SPLITS) == after.fingerprint(splits.SPLITS)
 
@@ -146,13 +167,13 @@ def test_a_fingerprint_is_that_of_its_splits(data, tmp_path, split, changed):
         write_folder(tmp_path / "faces", 2, name, first=10 * i)
     data.name, data.dir = "folder", str(tmp_path / "faces")
     used = ("train", "validation")
-    before = forgery_faces.prepare(data).fingerprint(used)
+    before = datasets.prepare(data).fingerprint(used)
     path = tmp_path / "faces" / split / "real/00.png"
     Image.new("RGB", (9, 9), (1, 2, 3)).save(path)
-    after = forgery_faces.prepare(data).fingerprint(used)
+    after = datasets.prepare(data).fingerprint(used)
     assert (before != after) == changed
     # The order of the names says nothing.
-    assert forgery_faces.prepare(data).fingerprint(used[::-1]) == after
+    assert datasets.prepare(data).fingerprint(used[::-1]) == after
 
 
 def test_nothing_else_changes_when_the_test_split_is_deleted(folder, tmp_path):
@@ -162,12 +183,12 @@ def test_nothing_else_changes_when_the_test_split_is_deleted(folder, tmp_path):
     shutil.rmtree(faces)
     write_folder(faces, 60)
     used = ("train", "validation", "finetune")
-    before = forgery_faces.prepare(folder)
+    before = datasets.prepare(folder)
     records = {split: list(before.source(split)) for split in used}
     for record in before.source("test"):
         (faces / record["path"]).unlink()
     with pytest.warns(UserWarning, match="'test' of faces cannot be used: it has 0 re"):
-        after = forgery_faces.prepare(folder, ("train", "validation"))
+        after = datasets.prepare(folder, ("train", "validation"))
     assert set(after.splits) == set(used)
     for split in used:
         assert list(after.source(split)) == records[split], split
@@ -181,24 +202,24 @@ def test_deleted_folders_of_a_given_test_split_change_nothing(data, tmp_path):
     for i, name in enumerate(splits.SPLITS):
         write_folder(tmp_path / "faces", 5, name, first=10 * i)
     data.name, data.dir = "folder", str(tmp_path / "faces")
-    before = list(forgery_faces.prepare(data).source("train"))
+    before = list(datasets.prepare(data).source("train"))
     for path in (tmp_path / "faces/test/fake/gan").iterdir():
         path.unlink()
     with pytest.warns(UserWarning, match="'test' of faces cannot be used"):
-        one_sided = forgery_faces.prepare(data, ("train", "validation"))
+        one_sided = datasets.prepare(data, ("train", "validation"))
     assert list(one_sided.source("train")) == before
     shutil.rmtree(tmp_path / "faces/test")
-    gone = forgery_faces.prepare(data, ("train", "validation"))
+    gone = datasets.prepare(data, ("train", "validation"))
     assert list(gone.source("train")) == before
 
 
 def test_an_empty_split_is_an_error_where_it_is_needed(folder):
     folder.fractions.update(train=0.5, test=0.5 - 1e-9, finetune=1e-9)
     with pytest.raises(UserError, match="'finetune' of faces, found 0 real and 0 fake"):
-        forgery_faces.prepare(folder, needed=["finetune"])
+        datasets.prepare(folder, needed=["finetune"])
     with pytest.warns(UserWarning, match="'finetune' of faces cannot be used: it has"):
-        forgery_faces.prepare(folder, needed=["train"])
-    dataset = forgery_faces.prepare(folder, needed=["all"], only_needed=True)
+        datasets.prepare(folder, needed=["train"])
+    dataset = datasets.prepare(folder, needed=["all"], only_needed=True)
     assert len(dataset.source("all")) == 24
 
 
@@ -212,13 +233,13 @@ def test_a_split_without_one_class_is_an_error(folder, tmp_path):
     with pytest.raises(
         UserError, match=f"{lacking!r} of faces, found \\d+ real and 0 f"
     ):
-        forgery_faces.prepare(folder, (lacking,), only_needed=True)
+        datasets.prepare(folder, (lacking,), only_needed=True)
 
 
 def test_an_unknown_way_with_duplicates(folder):
     folder.duplicates = "ignore"
     with pytest.raises(UserError, match="'error' or 'drop', found 'ignore'"):
-        forgery_faces.prepare(folder)
+        datasets.prepare(folder)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +253,9 @@ def test_an_unknown_way_with_duplicates(folder):
 def test_config_errors(folder, field, value, message):
     folder[field] = value
     with pytest.raises(UserError, match=message):
-        forgery_faces.prepare(folder)
+        datasets.prepare(folder)
 
 
 def test_unknown_split(folder):
     with pytest.raises(UserError, match="found 'dev'"):
-        forgery_faces.prepare(folder).source("dev")
+        datasets.prepare(folder).source("dev")

@@ -1,20 +1,27 @@
 """Preparations that are interrupted, run beside each other, or cannot be written."""
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared_folders import run, start
+from prepared_folders import entries, run, start
 
-from fdftnet_jax.data import forgery_faces, images, inspection
+from fdftnet_jax import datasets
+from fdftnet_jax.data import caches, images
 from fdftnet_jax.errors import UserError
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("scanned", [False, True])
 def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(
-    folder, monkeypatch, interruption
+    folder, monkeypatch, interruption, scanned
 ):
+    if scanned:
+        # Then it is the writing of other splits' records that is interrupted.
+        datasets.prepare(folder)
+        folder.fractions.update(train=0.4, test=0.6)
     encode_png = images.encode_png
     calls = []
 
@@ -27,24 +34,27 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(
     with monkeypatch.context() as patch:
         patch.setattr(images, "encode_png", interrupted)
         with pytest.raises(interruption):
-            forgery_faces.prepare(folder)
-    assert len(forgery_faces.prepare(folder).source("all")) == 24
+            datasets.prepare(folder)
+    assert len(entries(folder)) == scanned
+    assert len(datasets.prepare(folder).source("all")) == 24
+    # TFDS makes a folder for downloads, of which there are none.
+    left = {path.name for path in Path(folder.cache_dir).iterdir()} - {"downloads"}
+    assert left == {"forgery_faces", "inspections"}
 
 
 def test_what_a_killed_preparation_leaves_is_not_taken_for_a_set(folder):
     # A killed process cannot tidy up. This one dies after the first split is written.
     script = """
-config = forgery_faces.FolderConfig
-image = config.image
-config.image = lambda self, split, i: (
-    os.kill(os.getpid(), 9) if split == "test" else image(self, split, i)
+png = folder.Folder.png
+folder.Folder.png = lambda self, split, i, pictures: (
+    os.kill(os.getpid(), 9) if split == "test" else png(self, split, i, pictures)
 )
-forgery_faces.prepare(data)
+datasets.prepare(data)
 """
     assert run(script, folder)[0] == -9
     cache = Path(folder.cache_dir)
     assert list(cache.glob("**/*.array_record*")) and list(cache.rglob("incomplete.*"))
-    dataset = forgery_faces.prepare(folder)
+    dataset = datasets.prepare(folder)
     assert len(list(dataset.source("all"))) == 24
     assert not list(cache.rglob("incomplete.*"))
 
@@ -60,39 +70,42 @@ forgery_faces.prepare(data)
         ),
     ],
 )
-def test_a_file_that_changes_after_the_inspection(
+def test_a_file_that_changes_after_the_scan(
     folder, tmp_path, monkeypatch, content, message
 ):
     path = tmp_path / "faces/fake/gan/03.png"
     before = path.read_bytes()
-    inspect = inspection.inspect
+    lock = threading.Lock()
 
-    def and_change(*arguments):
-        findings = inspect(*arguments)
-        path.unlink() if content is None else path.write_bytes(content)
-        return findings
+    def change(pictures, digest):
+        """Finds no picture kept, as where the scan remembered them."""
+        with lock:
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() == before:
+                path.write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspection, "inspect", and_change)
+        patch.setattr(caches.Pictures, "get", change)
         with pytest.raises(UserError, match=message):
-            forgery_faces.prepare(folder)
+            datasets.prepare(folder)
     path.write_bytes(before)
-    assert len(forgery_faces.prepare(folder).source("all")) == 24
+    assert len(datasets.prepare(folder).source("all")) == 24
 
 
 def test_a_second_process_waits_for_the_first(folder, tmp_path):
     """And finds the images ready."""
     slow = f"""
 import time
-image = forgery_faces.FolderConfig.image
-def slow(self, split, i):
+png = folder.Folder.png
+def slow(self, split, i, pictures):
     sys.stderr.write("preparing\\n")
     while not os.path.exists({str(tmp_path / "go")!r}):
         time.sleep(0.01)
-    return image(self, split, i)
-forgery_faces.FolderConfig.image = slow
+    return png(self, split, i, pictures)
+folder.Folder.png = slow
 """
-    use = "print(len(forgery_faces.prepare(data).source('all')))"
+    use = "print(len(datasets.prepare(data).source('all')))"
     first = start(slow + use, folder)
     try:
         assert first.stderr.readline() == "preparing\n"
@@ -110,24 +123,24 @@ forgery_faces.FolderConfig.image = slow
 def test_a_cache_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"choose another config\.data\.cache_dir"):
-        forgery_faces.prepare(folder)
+        datasets.prepare(folder)
 
 
 def test_default_cache(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     folder.cache_dir = ""
-    forgery_faces.prepare(folder)
+    datasets.prepare(folder)
     assert len(list((tmp_path / "xdg/fdftnet_jax").glob("**/dataset_info.json"))) == 1
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    forgery_faces.prepare(folder)
+    datasets.prepare(folder)
     assert list((tmp_path / "home/.cache/fdftnet_jax").glob("**/dataset_info.json"))
 
 
 def test_prints_nothing_away_from_a_terminal_and_needs_no_tensorflow(folder):
     script = """
 for _ in range(2):
-    forgery_faces.prepare(data).source("all")[0]
+    datasets.prepare(data).source("all")[0]
 assert "tensorflow" not in sys.modules
 """
     assert run(script, folder) == (0, "", "")
@@ -135,6 +148,6 @@ assert "tensorflow" not in sys.modules
 
 def test_a_terminal_sees_progress(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    forgery_faces.prepare(folder)
+    datasets.prepare(folder)
     out, err = capsys.readouterr()
     assert "train: 100%" in err and "test: 100%" in err and not out

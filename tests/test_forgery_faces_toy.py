@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fdftnet_jax.data import forgery_faces, images, toy
+from fdftnet_jax import datasets
+from fdftnet_jax.data import images, toy
 from fdftnet_jax.errors import UserError
 
 
@@ -27,7 +28,7 @@ def stub_toy(monkeypatch):
 
 def test_toy_records(data, stub_toy):
     data.toy_seed = 5
-    dataset = forgery_faces.prepare(data)
+    dataset = datasets.prepare(data)
     assert (dataset.name, dataset.directory) == ("toy-both", "")
     assert dataset.splits == {"train": 6, "validation": 2, "test": 4, "finetune": 2}
     records = {r["path"]: r for r in dataset.source("train")}
@@ -47,7 +48,7 @@ def test_toy_records(data, stub_toy):
 
 def test_toy_of_one_family(data, stub_toy):
     data.family = "blended"
-    assert forgery_faces.prepare(data).name == "toy-blended"
+    assert datasets.prepare(data).name == "toy-blended"
     assert {family for family, _, _ in stub_toy} == {"real", "blended"}
 
 
@@ -57,9 +58,9 @@ def test_toy_of_one_family(data, stub_toy):
 def test_toy_parameters_are_part_of_the_cache_entry(
     data, stub_toy, monkeypatch, change
 ):
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     number = len(stub_toy)
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     assert len(stub_toy) == number
     for key, value in change.items():
         if key == "version":
@@ -68,7 +69,7 @@ def test_toy_parameters_are_part_of_the_cache_entry(
             data.toy_examples.train = value
         else:
             data[key] = value
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     assert len(stub_toy) > number
 
 
@@ -84,22 +85,22 @@ def test_toy_parameters_are_part_of_the_cache_entry(
 def test_toy_errors(data, field, value, message):
     data[field] = value
     with pytest.raises(UserError, match=message):
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
 
 
 def test_a_toy_s_fingerprint_is_that_of_its_splits(data, stub_toy):
-    before = forgery_faces.prepare(data)
+    before = datasets.prepare(data)
     data.toy_examples.test = 5
-    after = forgery_faces.prepare(data)
+    after = datasets.prepare(data)
     used = ("train", "validation")
     assert after.fingerprint(used) == before.fingerprint(used)
     assert after.fingerprint(("test",)) != before.fingerprint(("test",))
     data.toy_seed = 1
-    assert forgery_faces.prepare(data).fingerprint(used) != before.fingerprint(used)
+    assert datasets.prepare(data).fingerprint(used) != before.fingerprint(used)
 
 
 def test_the_real_toy(data):
-    dataset = forgery_faces.prepare(data)
+    dataset = datasets.prepare(data)
     for record in dataset.source("train"):
         index = int(record["path"][-6:])
         if record["label"]:

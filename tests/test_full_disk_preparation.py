@@ -46,19 +46,19 @@ def run(data, kilobytes, script):
     script = f"""
 import os, ml_collections
 from pathlib import Path
-from fdftnet_jax.data import forgery_faces
+from fdftnet_jax import datasets
 from fdftnet_jax.errors import UserError
 data = ml_collections.ConfigDict({data.to_dict()})
 cache = Path(data.cache_dir)
 def failure():
     try:
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
     except UserError as error:
         print(error)
     else:
         print("no error")
 def read():
-    print(len(list(forgery_faces.prepare(data).source("all"))))
+    print(len(list(datasets.prepare(data).source("all"))))
 def fill(free):
     left = os.statvfs(cache)
     (cache / "filling").write_bytes(bytes(left.f_bavail * left.f_frsize - free))

@@ -7,8 +7,9 @@ import safetensors.numpy
 import small_runs
 import weight_files
 
+from fdftnet_jax import datasets
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import forgery_faces, images, preprocess
+from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
@@ -74,7 +75,7 @@ def test_the_frozen_backbone_is_that_of_the_file(probe, weights):
 
 def test_evaluation_scales_as_the_weights_expect(probe, cache_dir):
     meta, variables = load(probe)
-    records = forgery_faces.prepare(config(cache_dir, "x").data).source("test")
+    records = datasets.prepare(config(cache_dir, "x").data).source("test")
     views = np.stack(
         [
             preprocess.Preprocessing(size=SIZE)(images.decode(record["image"]))

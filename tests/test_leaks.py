@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import base
-from fdftnet_jax.data import forgery_faces, leaks, splits
-from fdftnet_jax.data.inspection import Finding
-from fdftnet_jax.data.leaks import Placed
+from fdftnet_jax import datasets
+from fdftnet_jax.data import leaks, splits
+from fdftnet_jax.data.leaks import Finding, Placed
 from fdftnet_jax.data.splits import Example
 from fdftnet_jax.errors import UserError
 
@@ -277,7 +277,7 @@ def test_a_picture_in_two_places_is_an_error(data, copies, named, number):
     for source, target in copies:
         copy(data, source, target)
     with pytest.raises(UserError, match=f"in two splits, found {number} in") as error:
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
     message = str(error.value)
     assert named in message and "--config.data.duplicates=drop" in message
     assert "\n" not in message
@@ -290,7 +290,7 @@ def test_another_encoding_is_the_same_picture(data):
     with Image.open(Path(data.dir) / "train/real/0.png") as image:
         image.save(Path(data.dir) / "test/real/x.bmp")
     with pytest.raises(UserError, match=r"train/real/0\.png .* test/real/x\.bmp"):
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
 
 
 def test_dropping_keeps_one(data):
@@ -300,7 +300,7 @@ def test_dropping_keeps_one(data):
     data.duplicates = "drop"
     for _ in range(2):  # A later start says it again.
         with pytest.warns(UserWarning, match="left out 2 of the images of"):
-            dataset = forgery_faces.prepare(data)
+            dataset = datasets.prepare(data)
     assert dataset.splits == {"train": 8, "validation": 9, "test": 8, "finetune": 8}
     assert {row["path"]: row["kept"] for row in report(data, "duplicates.csv")} == {
         "train/real/0.png": "no",
@@ -315,11 +315,11 @@ def test_dropping_keeps_one(data):
 def test_what_trains_does_not_depend_on_duplicates_in_the_test_split(data):
     copy(data, "train/real/1.png", "train/real/again.png")
     data.duplicates = "drop"
-    before = forgery_faces.prepare(data)
+    before = datasets.prepare(data)
     for name in ("train/real/1.png", "validation/real/2.png", "finetune/fake/0.png"):
         copy(data, name, f"test/real/{name.replace('/', '-')}")
     with pytest.warns(UserWarning, match="left out 3 of the images of"):
-        after = forgery_faces.prepare(data)
+        after = datasets.prepare(data)
     for split in ("train", "validation", "finetune"):
         assert list(after.source(split)) == list(before.source(split))
 
@@ -328,14 +328,14 @@ def test_a_whole_folder_is_scored_whatever_its_splits_share(data, recwarn):
     copy(data, "train/real/0.png", "test/real/x.png")
     with Image.open(Path(data.dir) / "train/real/1.png") as image:
         image.resize((64, 64)).save(Path(data.dir) / "test/real/like.png")
-    dataset = forgery_faces.prepare(data, ("all",), only_needed=True)
+    dataset = datasets.prepare(data, ("all",), only_needed=True)
     assert len(dataset.source("all")) == 34
     with pytest.raises(UserError, match="in two splits"):
-        forgery_faces.prepare(data, ("test",), only_needed=True)
+        datasets.prepare(data, ("test",), only_needed=True)
     assert not recwarn
     copy(data, "train/real/0.png", "test/fake/x.png")
     with pytest.raises(UserError, match="in both classes"):
-        forgery_faces.prepare(data, ("all",), only_needed=True)
+        datasets.prepare(data, ("all",), only_needed=True)
 
 
 def test_near_twins_are_reported(data):
@@ -345,7 +345,7 @@ def test_near_twins_are_reported(data):
         with pytest.warns(
             UserWarning, match=r"look alike are .* \(1 by pairs, listed in"
         ):
-            dataset = forgery_faces.prepare(data)
+            dataset = datasets.prepare(data)
     assert sum(dataset.splits.values()) == 33
     (row,) = report(data, "near_twins.csv")
     assert int(row.pop("distance")) <= 2
@@ -366,7 +366,7 @@ def test_a_shortcut_is_reported(data):
     )
     for _ in range(2):
         with pytest.warns(UserWarning, match=expected) as warned:
-            forgery_faces.prepare(data)
+            datasets.prepare(data)
         assert len(warned) == 1 and "\n" not in str(warned[0].message)
     assert {row["property"]: row["auroc"] for row in report(data, "shortcuts.csv")} == {
         "file format": "0.5000",

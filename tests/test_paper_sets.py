@@ -8,9 +8,11 @@ from pathlib import Path, PurePosixPath
 import paper_trees as trees
 import pytest
 from PIL import Image
+from prepared_folders import entries
 
 from configs import base
-from fdftnet_jax.data import forgery_faces, images, splits
+from fdftnet_jax import datasets
+from fdftnet_jax.data import images, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.paper_sets import sets
 
@@ -76,7 +78,7 @@ def paths(dataset, split="all"):
 @pytest.mark.parametrize("name", sets.NAMES)
 def test_every_set_can_be_prepared(tmp_path, name):
     data = section(tmp_path, name)
-    dataset = forgery_faces.prepare(data, splits.SPLITS)
+    dataset = datasets.prepare(data, splits.SPLITS)
     assert dataset.name == (name if name == "pggan" else f"{name}-c23")
     assert dataset.directory == data.dir
     groups = collections.defaultdict(set)
@@ -96,26 +98,24 @@ def test_every_set_can_be_prepared(tmp_path, name):
 
 
 def test_prepares_and_inspects_once(data, decoded, monkeypatch):
-    first = forgery_faces.prepare(data)
+    first = datasets.prepare(data)
     number = len(decoded)
     assert number == sum(first.splits.values())
     # Nor does another set in the same folder make it look again.
     fakes = trees.frames(trees.FACE2FACE, trees.swapped(PAIRS), 3)
     trees.pictures(Path(data.dir), *fakes)
     data.name = "face2face"
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     data.name = "deepfakes"
-    del decoded[:]
     monkeypatch.setattr(images, "read", None)
-    again = forgery_faces.prepare(data)
-    assert not decoded
+    again = datasets.prepare(data)
     assert again.fingerprint(splits.SPLITS) == first.fingerprint(splits.SPLITS)
 
 
 def test_limits_take_as_many_real_as_fake_evenly_from_the_videos(data):
-    everything = forgery_faces.prepare(data)
+    everything = datasets.prepare(data)
     data.limits.update(train=40, test=11)
-    dataset = forgery_faces.prepare(data)
+    dataset = datasets.prepare(data)
     assert dataset.splits == everything.splits | {"train": 40, "test": 10}
     for split in ("train", "test"):
         assert set(paths(dataset, split)) < set(paths(everything, split))
@@ -137,19 +137,19 @@ def test_a_smaller_draw_is_part_of_a_larger_one(data):
     drawn = []
     for limit in (10, 20, 40):
         data.limits.train = limit
-        drawn.append(set(paths(forgery_faces.prepare(data), "train")))
+        drawn.append(set(paths(datasets.prepare(data), "train")))
     assert list(map(len, drawn)) == [10, 20, 40]
     assert drawn[0] < drawn[1] < drawn[2]
 
 
 def test_a_draw_depends_on_no_other_split_and_little_on_new_images(data):
     data.limits.train = 40
-    before = forgery_faces.prepare(data)
+    before = datasets.prepare(data)
     # Fakes and real images of the test split are gone.
     for path in paths(before, "test"):
         (Path(data.dir) / path).unlink()
     with pytest.warns(UserWarning, match="'test' of deepfakes-c23 cannot be used"):
-        after = forgery_faces.prepare(data, ("train",))
+        after = datasets.prepare(data, ("train",))
     for split in ("train", "validation", "finetune"):
         assert list(after.source(split)) == list(before.source(split))
     # One real training video more takes the place of one image at most for each that
@@ -160,7 +160,7 @@ def test_a_draw_depends_on_no_other_split_and_little_on_new_images(data):
     trees.pictures(Path(data.dir), f"{new}/0000_0.png", f"{new}/0001_0.png")
     trees.touch(Path(data.dir), f"{trees.FACE2FACE}/{group}_999/note.txt")
     with pytest.warns(UserWarning, match="'test' of deepfakes-c23 cannot be used"):
-        later = set(paths(forgery_faces.prepare(data, ("train",)), "train"))
+        later = set(paths(datasets.prepare(data, ("train",)), "train"))
     came = later - set(paths(before, "train"))
     assert came <= {f"{new}/0000_0.png", f"{new}/0001_0.png"} and came
     assert len(later) == 40
@@ -195,30 +195,30 @@ def test_the_order_of_drawing_is_no_matter_of_the_listing():
 
 
 def test_too_few_images_for_a_limit_are_told(data):
-    everything = forgery_faces.prepare(data)
+    everything = datasets.prepare(data)
     labels = [record["label"] for record in everything.source("test")]
     fewer = 2 * min(labels.count(0), labels.count(1))
     data.limits.test = 60000
     with pytest.warns(UserWarning, match=f": {fewer} of 60,000 in test$"):
-        dataset = forgery_faces.prepare(data)
+        dataset = datasets.prepare(data)
     assert dataset.splits["test"] == fewer
     data.limits.update(train=2, test=fewer + 1)
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
 
 
 def test_a_file_that_cannot_be_used_is_replaced(data):
     data.limits.train = 40
-    before = paths(forgery_faces.prepare(data), "train")
+    before = paths(datasets.prepare(data), "train")
     for path in before[:3]:
         (Path(data.dir) / path).write_bytes(b"no image")
     for _ in range(2):  # A later start says it again.
         with pytest.warns(UserWarning, match=r"left out 3 of \d+ image files in"):
-            after = paths(forgery_faces.prepare(data), "train")
+            after = paths(datasets.prepare(data), "train")
         assert len(after) == 40 and set(before[3:]) < set(after)
     assert {row["path"] for row in report(data, "rejected.csv")} == set(before[:3])
     data.max_rejected = 0.001
     with pytest.raises(UserError, match=r"at most 0% .* to be unusable, found 3 of"):
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
 
 
 def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
@@ -226,7 +226,7 @@ def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
     path = Path(data.dir) / "pggan" / b"\xff.png".decode(errors="surrogateescape")
     Image.new("RGB", (12, 12), (1, 2, 3)).save(path)
     with pytest.warns(UserWarning, match="left out 1 of 121 image files"):
-        dataset = forgery_faces.prepare(data)
+        dataset = datasets.prepare(data)
     assert sum(dataset.splits.values()) == 120
     (row,) = report(data, "rejected.csv")
     assert row == {"path": "pggan/\\xff.png", "reason": "its name is not UTF-8"}
@@ -247,7 +247,7 @@ def test_what_fits_no_split_is_counted_and_listed(tmp_path):
         rf"\({len(apart)}: two actors of different splits\); they are listed in "
     )
     with pytest.warns(UserWarning, match=message) as warned:
-        dataset = forgery_faces.prepare(data)
+        dataset = datasets.prepare(data)
     assert len(warned) == 1
     assert sum(dataset.splits.values()) == 440 - len(apart)
     rows = report(data, "left_out.csv")
@@ -263,7 +263,7 @@ def test_lists_of_other_videos_leave_nothing(data):
         pytest.warns(UserWarning, match=r"168: not in the official splits"),
         pytest.raises(UserError, match="'train' of deepfakes-c23, found 0 real and 0"),
     ):
-        forgery_faces.prepare(data, ("train",))
+        datasets.prepare(data, ("train",))
 
 
 def change_picture(data):
@@ -295,19 +295,18 @@ def change_lists(data):
     [change_picture, change_name, change_fraction, change_limit, change_lists],
 )
 def test_a_change_is_another_cache_entry(data, change):
-    before = forgery_faces.prepare(data).fingerprint(splits.SPLITS)
+    before = datasets.prepare(data).fingerprint(splits.SPLITS)
     change(data)
-    after = forgery_faces.prepare(data, only_needed=True).fingerprint(splits.SPLITS)
+    after = datasets.prepare(data, only_needed=True).fingerprint(splits.SPLITS)
     assert before != after
 
 
-def test_the_same_pictures_elsewhere_are_the_same_entry(data, tmp_path, decoded):
-    before = forgery_faces.prepare(data).fingerprint(splits.SPLITS)
-    number = len(decoded)
+def test_the_same_pictures_elsewhere_are_the_same_entry(data, tmp_path):
+    before = datasets.prepare(data).fingerprint(splits.SPLITS)
     Path(data.dir).rename(tmp_path / "elsewhere")
     data.dir = str(tmp_path / "elsewhere")
-    dataset = forgery_faces.prepare(data)
-    assert len(decoded) == number
+    dataset = datasets.prepare(data)
+    assert len(entries(data)) == 1
     assert dataset.fingerprint(splits.SPLITS) == before
     assert dataset.directory == data.dir
 
@@ -320,16 +319,16 @@ def test_a_frame_that_was_not_forged_is_a_leak(data, duplicates):
     data.duplicates = duplicates
     if duplicates == "drop":
         with pytest.warns(UserWarning, match="left out 1 of the images of"):
-            forgery_faces.prepare(data)
+            datasets.prepare(data)
         return
     with pytest.raises(UserError, match="remove them or keep one of each with --con"):
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
 
 
 def test_a_split_that_no_fraction_makes(data):
     data.fractions.update(trees.FRACTIONS | {"train": 0.6, "finetune": 0.0})
     with pytest.raises(UserError, match="train, validation, test; give the split a sh"):
-        forgery_faces.prepare(data, ("finetune",))
+        datasets.prepare(data, ("finetune",))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +348,7 @@ def test_config_errors(data, change, message):
         for field, value in change.items():
             data[field] = value
     with pytest.raises(UserError, match=message) as error:
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
     assert "\n" not in str(error.value)
 
 
@@ -357,5 +356,5 @@ def test_runs_of_earlier_versions_lack_the_new_fields(data):
     old = data.copy_and_resolve_references()
     with old.unlocked():
         del old["limits"], old["compression"]
-    before = forgery_faces.prepare(old).fingerprint(splits.SPLITS)
-    assert forgery_faces.prepare(data).fingerprint(splits.SPLITS) == before
+    before = datasets.prepare(old).fingerprint(splits.SPLITS)
+    assert datasets.prepare(data).fingerprint(splits.SPLITS) == before

@@ -99,9 +99,9 @@ def test_a_run_names_the_step_and_its_images(cache_dir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="of step 6 is no longer finite"):
         small_runs.run(small_runs.config(cache_dir), tmp_path)
     listed = json.loads((tmp_path / "nonfinite_batch.json").read_text())
-    from fdftnet_jax.data import forgery_faces
+    from fdftnet_jax import datasets
 
-    data = forgery_faces.prepare(small_runs.config(cache_dir).data)
+    data = datasets.prepare(small_runs.config(cache_dir).data)
     records = data.source("train")
     assert listed["images"] == [records[int(i)]["path"] for i in seen[5]]
     assert [row["step"] for row in Run(tmp_path).history()] == [4]

@@ -1,35 +1,47 @@
 """Real and fake faces as a prepared data set: a TFDS builder without TensorFlow.
 
-A folder of images, a set of the paper, or the embedded toy, is written once as
-ArrayRecord files of PNG images at their native size, kept in a cache, and read by
-random access. The name of a cache entry carries a hash of all that determines its
-content: another picture, split or name is another entry.
+A folder of images or the embedded toy is written once as ArrayRecord files of PNG
+images at their native size, kept in a cache, and read by random access. The name of a
+cache entry carries a hash of all that determines its content: another picture, split or
+name is another entry.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import ml_collections
 import tensorflow_datasets as tfds
 import threadpoolctl
 from absl import logging
 from tqdm import tqdm
 
-from fdftnet_jax.data import caches, images
-from fdftnet_jax.data.origins import FacesConfig, FolderConfig, ToyConfig, entry
-from fdftnet_jax.data.splits import CLASSES, SPLITS
+from fdftnet_jax.data import caches
+from fdftnet_jax.data.folder import Folder
+from fdftnet_jax.data.splits import CLASSES, SPLITS, Example
+from fdftnet_jax.data.toy import Toy
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.paper_sets import sets
 
 # Images that may wait in memory for the writer of a preparation.
 _BLOCK = 256
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FacesConfig(tfds.core.BuilderConfig):
+    """What is written.
+
+    Attributes:
+      examples: the examples of each split that has any.
+      png: gives the picture of `examples[split][index]`, encoded; for any thread.
+    """
+
+    examples: Mapping[str, Sequence[Example]]
+    png: Callable[[str, int], bytes]
 
 
 class ForgeryFaces(tfds.core.GeneratorBasedBuilder):
@@ -63,7 +75,7 @@ class ForgeryFaces(tfds.core.GeneratorBasedBuilder):
         examples = config.examples[split]
 
         def png(index: int) -> bytes:
-            return images.encode_png(config.image(split, index))
+            return config.png(split, index)
 
         with (
             # The toy's many small matrix products are several times slower when BLAS
@@ -116,18 +128,18 @@ class FaceDataset:
       splits: number of images in each split that has any.
     """
 
-    def __init__(self, builder: ForgeryFaces):
-        """Wraps a prepared builder."""
-        config = builder.builder_config
-        self.name: str = config.title
-        self.directory: str = getattr(config, "dir", "")
-        self.kind: str = getattr(config, "which", "folder" if self.directory else "toy")
-        self.splits = {split: len(e) for split, e in config.examples.items()}
+    def __init__(self, contents: Folder | Toy, builder: ForgeryFaces):
+        """Wraps what is in a data set and the prepared builder of its records."""
+        self.name = contents.title
+        self.kind: str = contents.kind
+        self.directory = contents.dir
+        self.splits = {split: len(e) for split, e in contents.examples.items()}
+        self._contents = contents
         self._builder = builder
 
     def counts(self, split: str) -> tuple[int, int]:
         """The number of real and of fake images of a split, or of 'all'."""
-        return _count(self._builder.builder_config, split)
+        return count(self._contents, split)
 
     def fingerprint(self, splits: Sequence[str]) -> str:
         """A hash of what is in these splits: it differs wherever that does.
@@ -135,11 +147,11 @@ class FaceDataset:
         Args:
           splits: any of the splits; one that is not there counts as empty.
         """
-        return self._builder.builder_config.fingerprint(splits)
+        return self._contents.fingerprint(splits)
 
     def digests(self, splits: Sequence[str]) -> dict[str, str]:
-        """Path -> `inspection.digest`, of the files of these splits; {} for the toy."""
-        return self._builder.builder_config.digests(splits)
+        """Path -> `leaks.digest`, of the files of these splits; {} for the toy."""
+        return self._contents.digests(splits)
 
     def source(self, split: str) -> Records:
         """Opens a split, or 'all' of them one after another.
@@ -147,7 +159,7 @@ class FaceDataset:
         Raises:
           UserError: if there is no such split, or one of its classes is empty.
         """
-        check_split(self._builder.builder_config, split)
+        check_split(self._contents, split)
         names = SPLITS if split == "all" else (split,)
         return Records(
             self._builder.as_data_source(
@@ -157,117 +169,68 @@ class FaceDataset:
         )
 
 
-def check_split(config: FacesConfig, split: str) -> None:
+def check_split(contents: Folder | Toy, split: str) -> None:
     """Raises UserError unless a split, or 'all', has images of both classes."""
     if split not in (*SPLITS, "all"):
         raise UserError(
             f"expected a split among {', '.join(SPLITS)} and all, found {split!r}; "
             "choose one of them"
         )
-    real, fake = _count(config, split)
+    real, fake = count(contents, split)
     if real and fake:
         return
-    if not (real or fake or split in config.expected):
+    if not (real or fake or split in contents.expected):
         raise UserError(
-            f"expected a split {split!r} in {config.title}, found "
-            f"{', '.join(config.examples)}; {config.to_get_split}"
+            f"expected a split {split!r} in {contents.title}, found "
+            f"{', '.join(contents.examples)}; {contents.to_get_split}"
         )
-    groups = {e.group for examples in config.examples.values() for e in examples}
+    groups = {e.group for examples in contents.examples.values() for e in examples}
     raise UserError(
-        f"expected real and fake images in the split {split!r} of {config.title}, "
+        f"expected real and fake images in the split {split!r} of {contents.title}, "
         f"found {real} real and {fake} fake ({len(groups)} groups in all splits); add "
         "images, or change the split's fraction or the grouping"
     )
 
 
-def _count(config: FacesConfig, split: str) -> tuple[int, int]:
+def count(contents: Folder | Toy, split: str) -> tuple[int, int]:
     """The number of real and of fake images of a split, or of 'all'."""
     names = SPLITS if split == "all" else (split,)
-    labels = [e.label for name in names for e in config.examples.get(name, [])]
+    labels = [e.label for name in names for e in contents.examples.get(name, [])]
     return labels.count(0), labels.count(1)
 
 
-def prepare(
-    data: ml_collections.ConfigDict,
-    needed: Sequence[str] = (),
-    *,
-    only_needed: bool = False,
+def write(
+    contents: Folder | Toy, cache: Path, pictures: caches.Pictures
 ) -> FaceDataset:
-    """Prepares a data set, or finds it in the cache.
+    """Writes the records of a data set, or finds them in the cache.
 
-    A folder's files are inspected first: those that cannot be used are left out, and
-    what makes its figures worth less than they seem is said in a warning each.
-
-    A preparation writes to a temporary folder that takes its name at the end, so an
-    interrupted one is never taken for a finished one. Only a terminal sees a progress
-    bar.
+    They are written to a temporary folder that takes its name at the end, so an
+    interrupted preparation is never taken for a finished one. Only a terminal sees a
+    progress bar.
 
     Args:
-      data: the section `data` of a config.
-      needed: splits that must hold both classes.
-      only_needed: whether the others, which the fractions, the folder or the toy's
-        numbers name, may lack a class without a warning.
+      contents: what is written.
+      cache: where to.
+      pictures: those that a scan has kept.
 
     Raises:
-      UserError: if the folder, too many images in it or a rule do not fit, if pictures
-        leak, if a needed split or class is empty, or if the cache cannot be written.
+      UserError: if a file is no longer what it was, or the cache cannot be written.
     """
-    cache = caches.cache_dir(data.cache_dir)
-    config: FacesConfig
-    common = {
-        "dir": data.dir,
-        "fractions": dict(data.fractions),
-        # Runs of earlier versions have no such fields.
-        "duplicates": data.get("duplicates", "error"),
-        "max_rejected": data.get("max_rejected", 0.05),
-        # Where a whole folder is scored, its splits mean nothing.
-        "across_splits": not (only_needed and set(needed) == {"all"}),
-        "cache": cache,
-    }
-    if data.name == "folder":
-        config = FolderConfig(
-            group_by=data.group_by, generator_by=data.generator_by, **common
-        )
-    elif data.name in sets.NAMES:
-        config = sets.PaperSetConfig(
-            which=data.name,
-            compression=data.get("compression", "c23"),
-            limits=dict(data.get("limits", {})),
-            **common,
-        )
-    elif data.name == "toy":
-        config = ToyConfig(
-            family=data.family, seed=data.toy_seed, per_class=dict(data.toy_examples)
-        )
-    else:
-        raise UserError(
-            "expected config.data.name to be one of folder, toy, "
-            f"{', '.join(sets.NAMES)}, found {data.name!r}; choose one of them"
-        )
-    for split in needed:
-        check_split(config, split)
-    for split in config.expected:
-        real, fake = _count(config, split)
-        if not ((real and fake) or only_needed):
-            warnings.warn(
-                f"the split {split!r} of {config.title} cannot be used: it has {real} "
-                f"real and {fake} fake images",
-                stacklevel=2,
-            )
-    return FaceDataset(_prepared(config, cache))
-
-
-def _prepared(config: FacesConfig, cache: Path) -> ForgeryFaces:
-    """Returns a builder whose files are in the cache."""
 
     def build() -> ForgeryFaces:
+        config = FacesConfig(
+            name=contents.name,
+            description=contents.description,
+            examples=contents.examples,
+            png=lambda split, index: contents.png(split, index, pictures),
+        )
         return ForgeryFaces(config=config, data_dir=cache, file_format="array_record")
 
     with _quiet_tfds():
         if (builder := build()).is_prepared():
-            return builder
-        folder = entry(cache, config.name)
-        with caches.writing("the prepared images", cache, config.size * 11 // 10):
+            return FaceDataset(contents, builder)
+        folder = caches.entry(cache, contents.name)
+        with caches.writing("the prepared images", cache, contents.size * 11 // 10):
             folder.mkdir(parents=True, exist_ok=True)
             with caches.exclusive(folder / ".lock"):
                 # Nobody else is writing: these are of processes that were killed.
@@ -276,7 +239,7 @@ def _prepared(config: FacesConfig, cache: Path) -> ForgeryFaces:
                 # Nothing is left to do where whoever held the lock has finished.
                 build().download_and_prepare()
         # A fresh builder knows only what the files say.
-        return build()
+        return FaceDataset(contents, build())
 
 
 @contextlib.contextmanager

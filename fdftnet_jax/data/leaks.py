@@ -1,6 +1,7 @@
 """What gives the answer away: pictures seen twice, and properties of files.
 
-Pure functions of where each image is and what the inspection found of it.
+Pure functions of where each image is and what a scan found of it, and the hashes that
+pictures are compared by.
 """
 
 import collections
@@ -9,10 +10,11 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import imagehash
 import numpy as np
+from PIL import Image
 from scipy import stats
 
-from fdftnet_jax.data.inspection import Finding
 from fdftnet_jax.data.splits import CLASSES, Example
 
 # The split that keeps a picture, first to last: what trains never depends on what is
@@ -24,9 +26,56 @@ KEEPERS = ("train", "finetune", "validation", "test")
 NEAR = 2
 # Near-twins that are listed at most.
 MOST_TWINS = 10_000
+# The side at which a picture gets its perceptual hash, as `imagehash.phash` does.
+_SMALL = 32
+# Grey values (0..255): what is left of a picture without its stripes, as a standard
+# deviation. Below, the signs that the hash is made of are those of noise.
+_PLAIN = 2.0
 # The AUROC from which on a property is reported; far from what a fair set gives by
 # chance (see `Shortcut.noise`), near enough for a network to prefer it to the forgery.
 SUSPICIOUS = 0.7
+
+
+class Finding(NamedTuple):
+    """What is known of a file."""
+
+    # Why it is left out; '' for an image that is used, which alone has the rest.
+    reason: str
+    # Of the decoded pixels and their shape; see `digest`.
+    digest: str = ""
+    # 64 bits in hexadecimal; '' for a plain picture. See `perceptual_hash`.
+    phash: str = ""
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    # Of a JPEG, in 1..100.
+    quality: int | None = None
+
+
+def digest(pixels: np.ndarray) -> str:
+    """SHA-256, in hexadecimal, of an image [h, w, 3] uint8 and its shape."""
+    content = hashlib.sha256(repr(pixels.shape).encode())
+    content.update(np.ascontiguousarray(pixels).data)
+    return content.hexdigest()
+
+
+def perceptual_hash(pixels: np.ndarray) -> str:
+    """The 64 signs of an image's lowest frequencies, which survive re-encoding.
+
+    Args:
+      pixels: [h, w, 3] uint8.
+
+    Returns:
+      16 hexadecimal digits, or '' for a picture of one colour or of plain stripes,
+      which has too few frequencies.
+    """
+    size = (_SMALL, _SMALL)
+    grey = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.LANCZOS)
+    values = np.asarray(grey, np.float64)
+    stripes = values.mean(axis=0) + values.mean(axis=1)[:, None] - values.mean()
+    if (values - stripes).std() < _PLAIN:
+        return ""
+    return np.packbits(imagehash.phash(grey).hash).tobytes().hex()
 
 
 class Placed(NamedTuple):

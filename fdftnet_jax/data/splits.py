@@ -160,7 +160,7 @@ def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
                 path = f"{folder}{entry.name}"
                 if entry.name.startswith("."):
                     continue
-                # A link to nowhere is left to the inspection, like a broken file.
+                # A link to nowhere is left to `inspection`, like a broken file.
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     visit(f"{path}/", (*above, identity))
                 else:

@@ -23,12 +23,20 @@ Every image is a pure function of (family, seed, index) on one machine; elsewher
 different linear algebra library may round single values differently.
 """
 
+import dataclasses
+import functools
+import hashlib
 import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import fft
 
+from fdftnet_jax.data import caches, images
+from fdftnet_jax.data.splits import SPLITS, Example
 from fdftnet_jax.errors import UserError
 
 FAMILIES = ("upsampled", "blended")
@@ -41,8 +49,113 @@ _LEAVES = 64
 # Doublings in `upsampled`, and the standard deviation of their kernels' weights.
 _DOUBLINGS = 2
 _KERNEL_SPREAD = 0.07
+# Images of different splits come from different ranges of this length.
+_RANGE = 2**24
 # Index streams: no fake shares its source with a real example or another fake.
 _STREAMS = {"real": 0, "upsampled": 1, "blended": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy:
+    """The toy as a data set, with the attributes of a `folder.Folder`.
+
+    Attributes:
+      family: 'upsampled', 'blended', or 'both', which alternates them.
+      seed: seed of the pictures.
+      per_class: images of each class in each split.
+    """
+
+    kind: ClassVar[str] = "toy"
+    family: str = "both"
+    seed: int = 0
+    per_class: Mapping[str, int]
+
+    def check(self) -> None:
+        """Raises UserError if a value is unknown."""
+        choices = ("both", *FAMILIES)
+        if self.family not in choices:
+            raise UserError(
+                f"expected the toy family to be one of {', '.join(choices)}, found "
+                f"{self.family!r}; choose one of them"
+            )
+        numbers = self.per_class.values()
+        unknown = set(self.per_class) - set(SPLITS)
+        if unknown or min(numbers, default=0) < 0 or not any(numbers):
+            raise UserError(
+                f"expected toy examples for {', '.join(SPLITS)} of 0 or more, found "
+                f"{dict(self.per_class)}; correct them"
+            )
+
+    @functools.cached_property
+    def examples(self) -> dict[str, list[Example]]:
+        """The examples of each split that has any."""
+        return {s: self._split(s, n) for s, n in self.per_class.items() if n}
+
+    def _split(self, split: str, number: int) -> list[Example]:
+        """Lists `number` real images, then as many fake ones."""
+        families = FAMILIES if self.family == "both" else (self.family,)
+        real = [f"{split}/real/{i:06d}" for i in range(number)]
+        examples = [Example(path, 0, path, "") for path in real]
+        for i in range(number):
+            family = families[i % len(families)]
+            path = f"{split}/fake/{family}/{i:06d}"
+            examples.append(Example(path, 1, path, family))
+        return examples
+
+    @property
+    def expected(self) -> list[str]:
+        """The splits that were asked for."""
+        return list(self.examples)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images before compression."""
+        return sum(map(len, self.examples.values())) * 3 * SIZE**2
+
+    @property
+    def dir(self) -> str:
+        """No folder."""
+        return ""
+
+    @property
+    def title(self) -> str:
+        """Short name for people."""
+        return f"toy-{self.family}"
+
+    @property
+    def name(self) -> str:
+        """The name of the cache entry."""
+        return f"{self.title}-{self.fingerprint(SPLITS)}"
+
+    @property
+    def description(self) -> str:
+        """Of the data set, for people."""
+        return f"Toy forgeries, {self.family}, seed {self.seed}"
+
+    @property
+    def to_get_split(self) -> str:
+        """How to get a split that is not there."""
+        return "give the split a fraction above 0"
+
+    def png(self, split: str, index: int, pictures: caches.Pictures) -> bytes:
+        """Makes the picture of `examples[split][index]`."""
+        del pictures
+        example = self.examples[split][index]
+        number = SPLITS.index(split) * _RANGE + index % self.per_class[split]
+        if example.label == 0:
+            return images.encode_png(real_image(self.seed, number))
+        return images.encode_png(fake_image(example.generator, self.seed, number))
+
+    def fingerprint(self, splits: Sequence[str]) -> str:
+        """A hash of the toy's parameters and of the numbers of these splits."""
+        numbers = sorted((s, len(self.examples.get(s, []))) for s in set(splits))
+        content = json.dumps([VERSION, self.family, self.seed, numbers])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def digests(self, splits: Sequence[str]) -> dict[str, str]:
+        """Nothing: no picture has a file."""
+        del splits
+        return {}
 
 
 def real_image(seed: int, index: int) -> np.ndarray:

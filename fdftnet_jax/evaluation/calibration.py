@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import metrics, scoring
@@ -304,7 +305,7 @@ def _validation_data(lineage: Lineage) -> forgery_faces.FaceDataset:
     # Training has told what there is to say of them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = forgery_faces.prepare(
+        dataset = datasets.prepare(
             Lineage((latest,)).data_config({}), needed=latest.splits, only_needed=True
         )
     fingerprint = dataset.fingerprint(latest.splits)

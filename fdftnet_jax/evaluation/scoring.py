@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces, pipeline, preprocess
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import registry
@@ -176,7 +177,7 @@ def open_data(
     """Prepares what `score_split` scores; warns where a run was trained on it."""
     lineage = run.best.lineage
     config = lineage.data_config(data or {})
-    dataset = forgery_faces.prepare(config, needed=(split,), only_needed=True)
+    dataset = datasets.prepare(config, needed=(split,), only_needed=True)
     if any(
         split in ("all", data_set.splits[0]) and data_set.overlaps(dataset)
         for data_set in lineage

@@ -1,7 +1,7 @@
 """What the layouts of the paper's data sets have in common.
 
 `celeba_pggan` and `faceforensics` say where the files lie and give each image its
-split and group; `paper_sets` makes a data set of that.
+split and group; `sets` makes a data set of that.
 """
 
 from collections.abc import Iterable, Mapping

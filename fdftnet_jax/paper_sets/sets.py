@@ -1,4 +1,4 @@
-"""The data sets of the paper (section 3.1, Tables 4 and 5) as origins of images.
+"""The data sets of the paper (section 3.1, Tables 4 and 5) as folders of images.
 
 `pggan` is CelebA against PGGAN; `celeba_pggan` has its layout. `face2face` and
 `deepfakes` are those parts of FaceForensics++, `dfd` is Google's and Jigsaw's set of
@@ -16,10 +16,9 @@ import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
-from fdftnet_jax.data import splits
-from fdftnet_jax.data.origins import FolderConfig, warn
+from fdftnet_jax.data import caches, folder, inspection, splits
+from fdftnet_jax.data.leaks import Finding
 from fdftnet_jax.data.splits import SPLITS, Example
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.paper_sets import celeba_pggan, faceforensics, layouts
@@ -37,56 +36,35 @@ def share_images(one: str, other: str) -> bool:
     return one == other or {one, other} == {"deepfakes", "face2face"}
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class PaperSetConfig(FolderConfig):
-    """A set of the paper; constructing the config lists and inspects its folder.
+_ADVICE = folder.Advice(
+    split="give the split a share in config.data.fractions",
+    duplicates="remove them",
+    twins="remove one of each two",
+)
 
-    Only the images that the limits leave are looked at. One that cannot be used is
-    replaced by the next.
+
+@dataclasses.dataclass(frozen=True)
+class PaperSet:
+    """Which images of the paper are used.
 
     Attributes:
       which: one of `NAMES`.
       compression: of the videos that the faces come from; pggan ignores it.
       limits: the images of each split at most, half of them real; 0 takes all.
-
-    Raises:
-      UserError: at construction, if the folder or its lists, too many files or a value
-        do not fit, or if pictures leak.
     """
 
-    to_get_split: ClassVar[str] = "give the split a share in config.data.fractions"
-    _to_part: ClassVar[str] = "remove them"
-    _to_join: ClassVar[str] = "remove one of each two"
     which: str
     compression: str = "c23"
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def _find(self) -> None:
-        self._check()
+    @property
+    def title(self) -> str:
+        """Short name for people."""
         videos = self.which in faceforensics.NAMES
-        self.title = f"{self.which}-{self.compression}" if videos else self.which
-        self.description = f"The paper's {self.title}"
-        splits.check_fractions(self.fractions)
-        root = Path(self.dir)
-        if not root.is_dir():
-            found = "a file" if root.exists() else "nothing"
-            raise UserError(
-                f"expected the folder of {self.which} at {self.dir!r}, found {found}; "
-                "give its path with --config.data.dir=PATH"
-            )
-        with splits.readable(root):
-            if videos:
-                layout = faceforensics.read(
-                    root, self.which, self.compression, self.fractions
-                )
-            else:
-                layout = celeba_pggan.read(root, self.fractions)
-        self.expected = layout.expected
-        self._draw(layout)
-        self._report_left_out(layout)
-        self._report_few()
+        return f"{self.which}-{self.compression}" if videos else self.which
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises UserError for an unknown compression, or limits that are none."""
         if self.compression not in faceforensics.COMPRESSIONS:
             raise UserError(
                 f"expected config.data.compression to be one of "
@@ -99,56 +77,117 @@ class PaperSetConfig(FolderConfig):
                 f"found {dict(self.limits)}; correct them"
             )
 
-    def _draw(self, layout: layouts.Layout) -> None:
-        """Draws the images, until all that are drawn can be used."""
-        ordered = {s: drawing_order(some) for s, some in layout.examples.items()}
-        while True:
-            unusable = {path for path, f in self._findings.items() if f.reason}
-            drawn = {
-                split: draw(some, self.limits.get(split, 0), unusable)
-                for split, some in ordered.items()
-            }
-            listed = [
-                splits.File(example.path, split, example.label, "")
-                for split, some in drawn.items()
-                for example in some
-            ]
-            self._inspect(listed, self.title)
-            if not any(self._findings[file.path].reason for file in listed):
-                break
-        self._examples(drawn)
 
-    def _kind(self) -> str:
-        return "paper"
+def scan(
+    directory: str,
+    chosen: PaperSet,
+    rules: folder.Rules,
+    cache: Path,
+    pictures: caches.Pictures | None = None,
+) -> folder.Folder:
+    """Lists a set of the paper, draws its images, inspects and judges them.
 
-    def _report_left_out(self, layout: layouts.Layout) -> None:
-        header = ("path", "images", "reason")
-        report = self._write("left_out.csv", header, layout.left_out)
-        if not layout.left_out:
-            return
-        reasons: dict[str, int] = collections.Counter()
-        for left_out in layout.left_out:
-            reasons[left_out.reason] += left_out.images
-        left = sum(reasons.values())
-        total = left + sum(map(len, layout.examples.values()))
-        what = ", ".join(f"{number:,}: {why}" for why, number in reasons.items())
-        warn(
-            f"left out {left:,} of the {total:,} images of {self.title}, which fit no "
-            f"split ({what}); they are listed in {report}"
-        )
+    Only the images that the limits leave are looked at. One that cannot be used is
+    replaced by the next.
 
-    def _report_few(self) -> None:
-        found = {split: len(self.examples.get(split, [])) for split in SPLITS}
-        few = [
-            f"{found[split]:,} of {self.limits[split]:,} in {split}"
-            for split in self.expected
-            if found[split] < self.limits.get(split, 0) // 2 * 2
+    Args:
+      directory: laid out as `celeba_pggan` or `faceforensics` say.
+      chosen: which images are used.
+      rules: the fractions, and what the set may contain; its groups and generators
+        are those of its layout.
+      cache: where findings are remembered and reports belong.
+      pictures: keeps the pictures of files that are decoded.
+
+    Raises:
+      UserError: if the folder, its lists or a value do not fit, or the findings cannot
+        be written. What is wrong with the images is said by `Folder.error`.
+    """
+    directory = folder.resolve(directory, rules)
+    chosen.check()
+    layout = _layout(Path(directory), chosen, rules)
+    ordered = {s: drawing_order(some) for s, some in layout.examples.items()}
+    findings: dict[str, Finding] = {}
+    while True:
+        unusable = {path for path, f in findings.items() if f.reason}
+        drawn = {
+            split: draw(some, chosen.limits.get(split, 0), unusable)
+            for split, some in ordered.items()
+        }
+        listed = [
+            splits.File(example.path, split, example.label, "")
+            for split, some in drawn.items()
+            for example in some
         ]
-        if few:
-            warn(
-                f"{self.title} has fewer images than config.data.limits, half of them "
-                f"real and half fake: {', '.join(few)}"
+        findings |= inspection.inspect(
+            directory, listed, cache, part=chosen.title, pictures=pictures
+        )
+        if not any(findings[file.path].reason for file in listed):
+            break
+    found = folder.Folder(
+        dir=directory,
+        kind=chosen.which,
+        prefix="paper",
+        title=chosen.title,
+        description=f"The paper's {chosen.title}",
+        examples={split: some for split, some in drawn.items() if some},
+        expected=layout.expected,
+        findings=findings,
+        advice=_ADVICE,
+    )
+    found = _tell_few(_tell_left_out(found, layout, cache), chosen)
+    return folder.judge(found, rules, cache)
+
+
+def _layout(root: Path, chosen: PaperSet, rules: folder.Rules) -> layouts.Layout:
+    """Reads the lists and file names of a set."""
+    splits.check_fractions(rules.fractions)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise UserError(
+            f"expected the folder of {chosen.which} at {str(root)!r}, found {found}; "
+            "give its path with --config.data.dir=PATH"
+        )
+    with splits.readable(root):
+        if chosen.which in faceforensics.NAMES:
+            return faceforensics.read(
+                root, chosen.which, chosen.compression, rules.fractions
             )
+        return celeba_pggan.read(root, rules.fractions)
+
+
+def _tell_left_out(
+    found: folder.Folder, layout: layouts.Layout, cache: Path
+) -> folder.Folder:
+    header = ("path", "images", "reason")
+    report = folder.make_report(found, cache, "left_out.csv", header, layout.left_out)
+    if not layout.left_out:
+        return found.told(report)
+    reasons: dict[str, int] = collections.Counter()
+    for left_out in layout.left_out:
+        reasons[left_out.reason] += left_out.images
+    left = sum(reasons.values())
+    total = left + sum(map(len, layout.examples.values()))
+    what = ", ".join(f"{number:,}: {why}" for why, number in reasons.items())
+    return found.told(
+        report,
+        f"left out {left:,} of the {total:,} images of {found.title}, which fit no "
+        f"split ({what}); they are listed in {report.path}",
+    )
+
+
+def _tell_few(found: folder.Folder, chosen: PaperSet) -> folder.Folder:
+    there = {split: len(found.examples.get(split, [])) for split in SPLITS}
+    few = [
+        f"{there[split]:,} of {chosen.limits[split]:,} in {split}"
+        for split in found.expected
+        if there[split] < chosen.limits.get(split, 0) // 2 * 2
+    ]
+    if not few:
+        return found
+    return found.told(
+        warning=f"{found.title} has fewer images than config.data.limits, half of them "
+        f"real and half fake: {', '.join(few)}"
+    )
 
 
 def drawing_order(examples: Sequence[Example]) -> list[Example]:

@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from fdftnet_jax import datasets
 from fdftnet_jax.data import (
     forgery_faces,
     pipeline,
@@ -107,7 +108,7 @@ def prepare(config: ml_collections.ConfigDict, before: Lineage) -> RunData:
       UserError: the data do not fit, or those of replay are gone.
     """
     split = config.data.train_split
-    dataset = forgery_faces.prepare(config.data, needed=(split, "validation"))
+    dataset = datasets.prepare(config.data, needed=(split, "validation"))
     own = _record(config.data, dataset)
     train = [_drawn(dataset, split, config.data.shots, config.seed)]
     validation = [_drawn(dataset, "validation", 0, config.seed)]
@@ -178,7 +179,7 @@ def _replay(
     try:
         old_data = known.data_config(changes)
         needed = (old_data.train_split, "validation")
-        old = forgery_faces.prepare(old_data, needed=needed, only_needed=True)
+        old = datasets.prepare(old_data, needed=needed, only_needed=True)
     except UserError as error:
         raise UserError(
             f"no replay of an old forgery: {error}; --config.data.replay=0 trains "

@@ -1,7 +1,9 @@
 import csv
+import io
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import imagehash
@@ -11,7 +13,9 @@ import pytest
 from PIL import Image
 
 from configs import base
-from fdftnet_jax.data import forgery_faces, images, inspection, splits
+from fdftnet_jax import datasets
+from fdftnet_jax.data import caches, folder, images, inspection, leaks, splits
+from fdftnet_jax.data.leaks import Finding
 from fdftnet_jax.errors import UserError
 
 
@@ -77,7 +81,7 @@ def whole():
 def test_a_file_that_cannot_be_used_is_left_out_and_listed(data, name, make, reason):
     make(Path(data.dir) / "real" / name)
     with pytest.warns(UserWarning, match=r"left out 1 of 41 image files in .*\.csv$"):
-        dataset = forgery_faces.prepare(data)
+        dataset = datasets.prepare(data)
     assert rejected(data) == {f"real/{name}": reason}
     paths = [record["path"] for record in dataset.source("all")]
     assert len(paths) == 40 and f"real/{name}" not in paths
@@ -87,22 +91,22 @@ def test_a_decompression_bomb(data, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)
     Image.new("RGB", (64, 64)).save(Path(data.dir) / "real/bomb.png")
     with pytest.warns(UserWarning, match="left out 1 of 41"):
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
     reason = "more than the 1,024 pixels that are read"
     assert rejected(data) == {"real/bomb.png": reason}
 
 
 def test_names_that_are_not_utf_8(data):
-    folder = os.fsencode(data.dir)
+    faces = os.fsencode(data.dir)
     for name in (b"/real/\xff.png", b"/fake/\xfe/b.png"):
-        os.makedirs(os.path.dirname(folder + name), exist_ok=True)
-        with open(folder + name, "wb") as file:
+        os.makedirs(os.path.dirname(faces + name), exist_ok=True)
+        with open(faces + name, "wb") as file:
             file.write(whole())
-    with open(folder + b"/real/\xff.txt", "w") as file:
+    with open(faces + b"/real/\xff.txt", "w") as file:
         file.write("no image")
     data.max_rejected = 0.1
     with pytest.warns(UserWarning, match="left out 2 of 42"):
-        dataset = forgery_faces.prepare(data)
+        dataset = datasets.prepare(data)
     assert rejected(data) == {
         "real/\\xff.png": "its name is not UTF-8",
         "fake/\\xfe/b.png": "its name is not UTF-8",
@@ -115,7 +119,7 @@ def test_a_folder_whose_own_name_is_not_utf_8(data):
     odd = os.fsdecode(os.fsencode(data.dir) + b"\xff")
     os.rename(data.dir, odd)
     data.dir = odd
-    dataset = forgery_faces.prepare(data)
+    dataset = datasets.prepare(data)
     assert len(dataset.source("all")) == 40
     assert dataset.name == r"faces\xff"
 
@@ -125,7 +129,7 @@ def test_files_of_other_kinds_are_listed_but_nobody_s_loss(data, recwarn):
         (Path(data.dir) / "real" / name).write_text("{}")
     (Path(data.dir) / "real/.hidden").write_text("{}")
     data.max_rejected = 0.0
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     names = ("notes.txt", "a.json", "b")
     assert rejected(data) == {f"real/{name}": "not an image file" for name in names}
     assert not recwarn
@@ -138,10 +142,10 @@ def test_too_many_unusable_files_stop_the_run(data, limit, number):
     data.max_rejected = limit
     if number <= limit * (40 + number):
         with pytest.warns(UserWarning, match=f"left out {number} of"):
-            forgery_faces.prepare(data)
+            datasets.prepare(data)
         return
     with pytest.raises(UserError, match=f"found {number} of {40 + number}") as error:
-        forgery_faces.prepare(data)
+        datasets.prepare(data)
     assert f"at most {limit:.0%} of" in str(error.value)
     assert "rejected.csv" in str(error.value) and "\n" not in str(error.value)
     assert len(rejected(data)) == number
@@ -152,9 +156,9 @@ def test_a_repaired_file_is_used(data):
     before = path.read_bytes()
     path.write_bytes(before[:200])
     with pytest.warns(UserWarning, match="left out 1 of 40"):
-        assert len(forgery_faces.prepare(data).source("all")) == 39
+        assert len(datasets.prepare(data).source("all")) == 39
     path.write_bytes(before)
-    assert len(forgery_faces.prepare(data).source("all")) == 40
+    assert len(datasets.prepare(data).source("all")) == 40
 
 
 @pytest.fixture
@@ -163,9 +167,9 @@ def looked(monkeypatch):
     paths = []
     look = inspection.look
 
-    def counting(directory, file):
+    def counting(directory, file, pictures):
         paths.append(file.path)
-        return look(directory, file)
+        return look(directory, file, pictures)
 
     monkeypatch.setattr(inspection, "look", counting)
     return paths
@@ -173,9 +177,7 @@ def looked(monkeypatch):
 
 def inspect(data):
     listed = splits.list_files(data.dir)
-    cache = Path(data.cache_dir)
-    found = inspection.inspect(data.dir, listed, cache)
-    return {file.path: f for file, f in zip(listed, found, strict=True)}
+    return inspection.inspect(data.dir, listed, Path(data.cache_dir))
 
 
 def test_every_image_is_looked_at_once(data, looked):
@@ -184,11 +186,11 @@ def test_every_image_is_looked_at_once(data, looked):
     assert inspect(data) == first
     assert len(looked) == 40
     # Only what is new or changed is looked at again, and what was left out.
-    folder = Path(data.dir)
-    (folder / "real/00.png").unlink()
-    write_png(folder / "real/01.png")
-    write_png(folder / "real/new.png")
-    (folder / "real/bad.png").touch()
+    faces = Path(data.dir)
+    (faces / "real/00.png").unlink()
+    write_png(faces / "real/01.png")
+    write_png(faces / "real/new.png")
+    (faces / "real/bad.png").touch()
     del looked[:]
     second = inspect(data)
     assert sorted(looked) == ["real/01.png", "real/bad.png", "real/new.png"]
@@ -199,10 +201,10 @@ def test_every_image_is_looked_at_once(data, looked):
 
 
 def test_other_rules_need_no_other_look(data, looked):
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     data.fractions.update(train=0.6, test=0.4)
     data.group_by, data.duplicates = r"\d+", "drop"
-    forgery_faces.prepare(data)
+    datasets.prepare(data)
     assert len(looked) == 40
 
 
@@ -232,9 +234,9 @@ def test_a_finding(tmp_path):
     grey.save(tmp_path / "real/a.jpg", quality=80)
     found = inspection.look(str(tmp_path), splits.File("real/a.jpg", "", 0, "a.jpg"))
     pixels = images.decode(tmp_path / "real/a.jpg")
-    assert found == inspection.Finding(
+    assert found == Finding(
         reason="",
-        digest=inspection.digest(pixels),
+        digest=leaks.digest(pixels),
         phash=str(imagehash.phash(Image.fromarray(pixels))),
         format="JPEG",
         width=60,
@@ -243,15 +245,66 @@ def test_a_finding(tmp_path):
     )
 
 
+def test_a_scan_returns_what_it_found_and_writes_no_report(data):
+    (Path(data.dir) / "real/bad.png").touch()
+    cache = Path(data.cache_dir)
+    rules = folder.Rules(fractions={"train": 0.5, "test": 0.5})
+    found = folder.scan(data.dir, rules, cache)
+    assert found.rejected == {"real/bad.png": "empty"}
+    assert sum(map(len, found.examples.values())) == 40 and not found.error
+    assert len(found.warnings) == 1
+    assert [report.path.name for report in found.reports if report.text] == [
+        "rejected.csv",
+        "shortcuts.csv",
+    ]
+    assert not list(cache.rglob("*.csv"))
+    with pytest.warns(UserWarning, match="left out 1 of 41"):
+        folder.publish(found, cache)
+    for report in found.reports:
+        assert (report.path.read_text() if report.path.exists() else "") == report.text
+
+
+def kept(tmp_path, number=3):
+    """Pictures of a scan, and the same by digest."""
+    some = {str(i): np.asarray(picture(i)) for i in range(number)}
+    pictures = caches.Pictures(tmp_path)
+    for digest, pixels in some.items():
+        pictures.keep(digest, pixels)
+    return pictures, some
+
+
+def test_pictures_are_kept_in_a_file_without_a_name(tmp_path):
+    pictures, some = kept(tmp_path)
+    with pictures:
+        for digest, pixels in some.items():
+            with Image.open(io.BytesIO(pictures.get(digest))) as image:
+                np.testing.assert_array_equal(np.asarray(image), pixels)
+        assert pictures.get("another") is None
+        assert not list(tmp_path.iterdir())
+    assert pictures.get("0") is None
+
+
+def test_pictures_are_given_up_where_the_records_would_have_no_room(
+    tmp_path, monkeypatch
+):
+    size = len(images.encode_png(np.asarray(picture(0))))
+    room = types.SimpleNamespace(f_bavail=5 * size // 2, f_frsize=1)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: room)
+    for number, there in ((1, True), (3, False)):
+        pictures, some = kept(tmp_path, number)
+        with pictures:
+            assert [bool(pictures.get(d)) for d in some] == [there] * number
+
+
 def test_a_digest_is_that_of_pixels_and_shape():
     pixels = np.asarray(picture(0))
     same = images.decode(images.encode_png(pixels))
-    assert inspection.digest(pixels) == inspection.digest(same)
-    assert inspection.digest(pixels) == inspection.digest(pixels[:, ::-1][:, ::-1])
+    assert leaks.digest(pixels) == leaks.digest(same)
+    assert leaks.digest(pixels) == leaks.digest(pixels[:, ::-1][:, ::-1])
     changed = pixels.copy()
     changed[3, 4, 1] ^= 1
     others = (changed, pixels.reshape(16, 64, 3), pixels[:-1], pixels[:, ::-1])
-    assert len({inspection.digest(p) for p in (pixels, *others)}) == 5
+    assert len({leaks.digest(p) for p in (pixels, *others)}) == 5
 
 
 def waves(seed):
@@ -271,9 +324,7 @@ def test_a_perceptual_hash_survives_re_encoding_and_tells_pictures_apart():
     for seed in range(5):
         pixels = np.repeat(waves(seed), 3, axis=-1)
         small = np.asarray(Image.fromarray(pixels).resize((50, 50)))
-        first, second = (
-            int(inspection.perceptual_hash(p), 16) for p in (pixels, small)
-        )
+        first, second = (int(leaks.perceptual_hash(p), 16) for p in (pixels, small))
         assert (first ^ second).bit_count() <= 2
         hashes.append(first)
     apart = [(a ^ b).bit_count() for a in hashes for b in hashes if a != b]
@@ -292,7 +343,7 @@ def test_a_perceptual_hash_survives_re_encoding_and_tells_pictures_apart():
 )
 def test_plain_pictures_have_no_perceptual_hash(values):
     pixels = np.repeat(values[..., None], 3, axis=-1).astype(np.uint8)
-    assert inspection.perceptual_hash(pixels) == ""
+    assert leaks.perceptual_hash(pixels) == ""
 
 
 def test_a_terminal_sees_the_inspection(data, capsys, monkeypatch):
@@ -308,12 +359,12 @@ def test_a_file_without_permission_is_left_out(data):
     assert not inspect(data)["real/00.png"].reason
     path.chmod(0)
     cache = Path(data.cache_dir)
-    for folder in (cache, *cache.rglob("*")):
-        folder.chmod(0o777)
+    for inner in (cache, *cache.rglob("*")):
+        inner.chmod(0o777)
     if not os.geteuid():
-        for folder in cache.parents:
-            if not folder.stat().st_mode & 0o005:
-                folder.chmod(0o755)
+        for inner in cache.parents:
+            if not inner.stat().st_mode & 0o005:
+                inner.chmod(0o755)
         os.seteuid(65534)
     try:
         assert inspect(data)["real/00.png"].reason == "Permission denied"
