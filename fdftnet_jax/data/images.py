@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
@@ -337,31 +338,19 @@ _CHECKS: dict[str, Callable[[Any, bytes], None]] = {
 }
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Encodes [height, width, 3] uint8 RGB as PNG, trading some size for speed.
+# Each row as its difference from the row above, packed as runs. Pillow looks for the
+# best filter of each row, which takes twice as long for 5 % less of a photograph.
+_PNG = (
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+)
 
-    Each row is stored as its difference from the row above (filter 2, 'Up'). Pillow
-    looks for the best filter of each row, which takes twice as long, writing and
-    reading, for 5 % less of a photograph.
-    """
-    height, width, _ = image.shape
-    flat = image.reshape(height, 3 * width)
-    rows = np.empty((height, 1 + 3 * width), np.uint8)
-    rows[:, 0] = 2
-    rows[0, 1:] = flat[0]
-    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
-    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    packed = packer.compress(rows.data) + packer.flush()
-    # 8 bits, RGB, the one compression, filters by row, not interlaced.
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data))
-        + kind
-        + data
-        + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-        for kind, data in chunks
-    )
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes [height, width, 3] uint8 RGB as PNG, trading some size for speed."""
+    _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), _PNG)
+    return data.tobytes()
 
 
 def decode_png(data: bytes) -> np.ndarray:
