@@ -225,10 +225,7 @@ def lock(path: str | os.PathLike[str], *, blocking: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(
-    what: str,
-    directory: str | os.PathLike[str],
-    needed: int | None = None,
-    advice: str = _ADVICE,
+    what: str, directory: str | os.PathLike[str], *, advice: str = _ADVICE
 ) -> Iterator[None]:
     """Turns the refusal of a disk into one line for the user.
 
@@ -237,7 +234,6 @@ def writing(
     Args:
       what: is being written.
       directory: where to.
-      needed: not used.
       advice: what to do next.
 
     Raises:

@@ -350,11 +350,3 @@ def test_config_errors(data, change, message):
     with pytest.raises(UserError, match=message) as error:
         datasets.prepare(data)
     assert "\n" not in str(error.value)
-
-
-def test_runs_of_earlier_versions_lack_the_new_fields(data):
-    old = data.copy_and_resolve_references()
-    with old.unlocked():
-        del old["limits"], old["compression"]
-    before = datasets.prepare(old).fingerprint(splits.SPLITS)
-    assert datasets.prepare(data).fingerprint(splits.SPLITS) == before

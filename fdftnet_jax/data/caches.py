@@ -32,20 +32,19 @@ def entry(cache: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def writing(what: str, cache: Path, needed: int) -> Iterator[None]:
+def writing(what: str, cache: Path) -> Iterator[None]:
     """Turns everything that can go wrong with writing to the cache into one line.
 
     Args:
       what: is being written.
       cache: where to.
-      needed: roughly how many bytes it takes.
 
     Raises:
-      UserError: what could not be written and why; how much a full disk lacks.
+      UserError: what could not be written and why.
     """
     advice = "free space there or choose another config.data.cache_dir"
     try:
-        with files.writing(what, cache, needed, advice):
+        with files.writing(what, cache, advice=advice):
             yield
     except OSError as error:
         raise UserError(

@@ -133,11 +133,6 @@ class Folder:
         return leaks.placed(self.examples, self.findings)
 
     @property
-    def size(self) -> int:
-        """Bytes of all images before compression."""
-        return sum(3 * i.finding.width * i.finding.height for i in self.placed)
-
-    @property
     def to_get_split(self) -> str:
         """How to get a split that is not there."""
         return self.advice.split
@@ -403,7 +398,7 @@ def publish(found: Folder, cache: Path) -> None:
       UserError: why the folder cannot be used, or a report cannot be written.
     """
     for report in found.reports:
-        with caches.writing("a report", cache, len(report.text)):
+        with caches.writing("a report", cache):
             if not report.text:
                 report.path.unlink(missing_ok=True)
             elif not report.path.exists() or report.path.read_text() != report.text:

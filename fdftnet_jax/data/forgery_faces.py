@@ -230,7 +230,7 @@ def write(
         if (builder := build()).is_prepared():
             return FaceDataset(contents, builder)
         folder = caches.entry(cache, contents.name)
-        with caches.writing("the prepared images", cache, contents.size * 11 // 10):
+        with caches.writing("the prepared images", cache):
             folder.mkdir(parents=True, exist_ok=True)
             with caches.exclusive(folder / ".lock"):
                 # Nobody else is writing: these are of processes that were killed.

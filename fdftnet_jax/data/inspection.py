@@ -26,8 +26,6 @@ from fdftnet_jax.data.splits import File
 _VERSION = [1, PIL.__version__]
 # Files that may wait for the threads.
 _BLOCK = 256
-# Bytes that a finding takes in the cache, roughly.
-_ROW = 250
 NO_IMAGE = "not an image file"
 
 
@@ -103,7 +101,7 @@ def inspect(
     key = f"{directory}\0{part}" if part else directory
     name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
     memory = cache / "inspections" / f"{name}.json"
-    with caches.writing("what is in the images", cache, _ROW * len(listed)):
+    with caches.writing("what is in the images", cache):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with caches.exclusive(memory.with_suffix(".lock")):
             return _inspect(directory, listed, memory, pictures)

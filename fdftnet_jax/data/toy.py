@@ -108,11 +108,6 @@ class Toy:
         return list(self.examples)
 
     @property
-    def size(self) -> int:
-        """Bytes of all images before compression."""
-        return sum(map(len, self.examples.values())) * 3 * SIZE**2
-
-    @property
     def dir(self) -> str:
         """No folder."""
         return ""
