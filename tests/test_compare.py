@@ -159,7 +159,7 @@ def test_the_page_has_the_figure(finished):
             )
             for f in ("blended", "upsampled")
         )
-        assert f"{method}{name}: {new:.3f} new, {old:.3f} old;" in text
+        assert f"{method}{name}: {new:.3f} new, {old:.3f} old" in text
 
 
 def test_what_is_there_makes_a_table(cache_dir, tmp_path):

@@ -51,6 +51,8 @@ def dotted(node, parameters):
     """
     if isinstance(node, ast.Name):
         return node.id if node.id == "config" or node.id in parameters else None
+    if isinstance(node, ast.Attribute) and node.attr == "_config":
+        return "config"
     of, name = read_key(node)
     path = of and dotted(of, parameters)
     return path and f"{path}.{name}"
