@@ -267,7 +267,7 @@ def _parse(command):
     from fdftnet_jax import cli
 
     inner = re.search(r'"([^"]*python -m [^"]*)"', command)
-    words = shlex.split(inner[1] if inner else command)
+    words = shlex.split(inner[1] if inner else command, comments=True)
     if "|" in words:
         words = words[words.index("|") + 1 :]
     if "python" in words:
@@ -277,13 +277,11 @@ def _parse(command):
             raise SystemExit(f"no experiment {module}")
         _parse_experiment(name, arguments)
     elif words[0] == "fdftnet":
-        parser = getattr(cli, "parser", None) or cli._parser
-        parser().parse_args(words[1:])
+        cli.parser().parse_args(words[1:])
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-        targets += ["#"]
         wrong = [word for word in words[1:] if word not in targets]
-        if wrong and "#" not in words:
+        if wrong:
             raise SystemExit(f"no target {wrong[0]}")
     elif words[0] not in OTHERS:
         raise SystemExit(f"{words[0]} is neither ours nor expected")
