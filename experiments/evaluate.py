@@ -78,7 +78,12 @@ def main() -> None:
         target = run.evaluation_path(
             dataset.name, dataset.directory, split, own=scoring.owns(run, dataset)
         )
-        files.check_output(target, "the evaluation", replace=_REPLACE.value)
+        files.check_output(
+            target,
+            "the evaluation",
+            replace=_REPLACE.value,
+            remedy="give --replace to replace it and report.html",
+        )
         network = scoring.Network(run)
         scores = network.score(dataset, split)
         calibrated = calibration.for_run(run)

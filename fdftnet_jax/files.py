@@ -44,6 +44,7 @@ def check_output(
     *,
     replace: bool,
     inputs: Iterable[str | os.PathLike[str]] = (),
+    remedy: str = "give another path, or --replace to replace it",
 ) -> None:
     """Refuses an output that would destroy something.
 
@@ -52,6 +53,7 @@ def check_output(
       what: names the output for the user, such as '--csv'.
       replace: whether the user allows to replace an existing file.
       inputs: files that the command reads; looked at only where the output exists.
+      remedy: what the user can do about a file that exists.
 
     Raises:
       UserError: the file exists and `replace` is off, or it is one of the inputs.
@@ -64,10 +66,7 @@ def check_output(
         if os.path.exists(path) and not os.path.isfile(path):
             return
         if not replace:
-            raise UserError(
-                f"{what} {printable(path)} exists; give another path, or --replace to "
-                "replace it"
-            )
+            raise UserError(f"{what} {printable(path)} exists; {remedy}")
         check_no_input(path, what, inputs)
 
 

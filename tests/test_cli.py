@@ -47,7 +47,11 @@ def test_export_and_show(run, tmp_path, capsys, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
     for part in (
         *("FDFtNet on small, N = 1, M = 1", "resized to 32x32", "0 real, 1 fake"),
-        *("split finetune, 12 shots", "equal error rates", "Research only."),
+        *(
+            "split finetune, at most 12 of each class",
+            "equal error rates",
+            "Research only.",
+        ),
     ):
         assert part in " ".join(text.split())
     assert cli.main(["show", "--json", "face.safetensors"]) == 0

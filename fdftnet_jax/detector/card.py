@@ -125,7 +125,7 @@ def _threshold(card: dict[str, Any]) -> str:
 
 def _data(data: dict[str, Any]) -> str:
     where = f" ({data['folder']})" if data["folder"] else ""
-    shots = f", {data['shots']} shots of each class" if data["shots"] else ""
+    shots = f", at most {data['shots']} of each class" if data["shots"] else ""
     counts = f"{data['real']:,} real and {data['fake']:,} fake images"
     return f"{data['name']}{where}, split {data['split']}{shots}: {counts}"
 

@@ -244,7 +244,12 @@ def _worth(report: Mapping[str, Any]) -> Iterator[page.Part]:
     for share in _SHARES:
         called, false = share * hits, (1 - share) * alarms
         right = called / (called + false) if called + false else None
-        rows.append((f"{share:.0%}", "-" if right is None else f"{right:.0%}"))
+        rows.append(
+            (
+                f"{share:.0%}",
+                "-" if right is None else f"{wording.per_hundred(right)} %",
+            )
+        )
     heads = ("share of fakes among all", "among those called fake")
     yield page.Table("From the two shares of the first sentence.", heads, rows)
 
