@@ -17,8 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     # 'pggan', 'deepfakes', 'face2face' or 'dfd'.
     config.data.name = "toy"
     # folder: PATH with {real,fake}/ or {train,validation,test,finetune}/{real,fake}/.
-    # The paper's sets: PATH laid out as fdftnet_jax/paper_sets/celeba_pggan.py (pggan) and
-    # faceforensics.py say.
+    # The paper's sets: PATH laid out as celeba_pggan.py (pggan) and faceforensics.py of
+    # fdftnet_jax/paper_sets say.
     config.data.dir = ""
     # folder: what must not be split apart: 'file', 'folder', or a regex on the path
     # below the class folder whose first group (or whole match) names the group.
