@@ -168,7 +168,7 @@ def make(
 
 
 def plan(runs: Sequence[GridRun], workdir: str | Path) -> str:
-    """What is done and what is left, a line a run.
+    """Lists what is done and what is left, a line a run.
 
     Raises:
       UserError: as `execute`.
@@ -338,5 +338,5 @@ def _time_left(
 
 
 def _kind(run: GridRun) -> tuple[str, str]:
-    """Runs of one kind take about as long."""
+    """Kind of a run: runs of one kind take about as long."""
     return run.config.model.kind, run.config.model.backbone

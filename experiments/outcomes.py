@@ -37,7 +37,7 @@ class GridRun:
 
 @dataclasses.dataclass
 class Outcome:
-    """What is known of a run.
+    """Outcome of a run: its scores, or why it failed.
 
     Attributes:
       finished: whether its training is.
@@ -60,7 +60,7 @@ Outcomes = dict[str, Outcome]
 
 
 def load(run: GridRun, workdir: Path) -> Outcome:
-    """What is known of a run, of its scores those that it is asked for."""
+    """Reads what is known of a run, with the scores that it is asked for."""
     directory = workdir / run.name
     path = directory / "outcome.json"
     if not path.exists():

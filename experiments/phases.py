@@ -91,7 +91,7 @@ def phase_config(
 
 
 def given(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields that have a value, by dotted name."""
+    """Fields that have a value, by dotted name."""
     for name, value in part.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
             yield from given(value, f"{prefix}{name}.")

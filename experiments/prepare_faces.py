@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _training(output: Path) -> str:
-    """What trains on the crops."""
+    """Command that trains on the crops."""
     if all((output / name).is_dir() for name in ("real", "fake")):
         return (
             "python -m experiments.pretrain "

@@ -26,7 +26,7 @@ from fdftnet_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How a folder is split, and what is done about images that do not fit.
+    """Rules for splitting a folder and for images that do not fit.
 
     Attributes:
       fractions: see `splits.split_of`.
@@ -56,7 +56,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What a user can do; it depends on the kind of folder.
+    """Advice to the user, which depends on the kind of folder.
 
     Attributes:
       split: to get a split that is not there.
@@ -84,7 +84,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
-    """What was found in a folder of images.
+    """Contents of a scanned folder of images.
 
     Attributes:
       dir: the folder, absolute.
@@ -134,7 +134,7 @@ class Folder:
 
     @property
     def to_get_split(self) -> str:
-        """How to get a split that is not there."""
+        """Advice for a split that is missing."""
         return self.advice.split
 
     @property

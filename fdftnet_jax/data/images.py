@@ -85,7 +85,7 @@ class Picture(NamedTuple):
 
     @property
     def quality(self) -> int | None:
-        """Of a JPEG, in 1..100: that whose luminance steps are nearest."""
+        """Quality of a JPEG, in 1..100, whose luminance steps are nearest."""
         if self.luminance is None:
             return None
         quality = np.arange(1, 101)[:, None]

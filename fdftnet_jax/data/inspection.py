@@ -137,7 +137,7 @@ def _inspect(
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
-    """What changes with a file's content or permissions."""
+    """Size and times of a file, which change with its content or permissions."""
     try:
         status = os.stat(path)
     except OSError:

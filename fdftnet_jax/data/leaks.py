@@ -37,7 +37,7 @@ SUSPICIOUS = 0.7
 
 
 class Finding(NamedTuple):
-    """What is known of a file."""
+    """Result of inspecting a file."""
 
     # Why it is left out; '' for an image that is used, which alone has the rest.
     reason: str
@@ -215,7 +215,7 @@ def _by_path(first: Placed, second: Placed) -> tuple[Placed, Placed]:
 
 
 class Shortcut(NamedTuple):
-    """How well a property of the files alone separates real from fake.
+    """A property of the files, and how well it alone separates real from fake.
 
     Attributes:
       name: of the property.

@@ -115,7 +115,7 @@ class Preprocessing:
         return dataclasses.asdict(self)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """What an image is scored by.
+        """Makes the views that an image is scored by.
 
         Args:
           image: [h, w, 3] uint8 RGB.
@@ -156,7 +156,7 @@ class Preprocessing:
         return _resize(image, height, width, self.filter)
 
     def _places(self, length: int) -> list[int]:
-        """Where the windows of the grid begin along an axis."""
+        """First pixels of the grid's windows along an axis."""
         free = length - self.size
         if self.grid == 1:
             return [free // 2]

@@ -35,7 +35,7 @@ class File(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What is known of an image besides its pixels."""
+    """An image without its pixels: path, label, group and generator."""
 
     path: str  # Posix path relative to the folder.
     label: int  # 0 real, 1 fake.
@@ -129,7 +129,7 @@ def _count(files: list[File]) -> str:
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
-    """What a folder has in common with every link to it."""
+    """Device and inode of a folder, the same for every link to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

@@ -124,12 +124,12 @@ class Toy:
 
     @property
     def description(self) -> str:
-        """Of the data set, for people."""
+        """Description of the data set, for people."""
         return f"Toy forgeries, {self.family}, seed {self.seed}"
 
     @property
     def to_get_split(self) -> str:
-        """How to get a split that is not there."""
+        """Advice for a split that is missing."""
         return "give the split a fraction above 0"
 
     def png(self, split: str, index: int, pictures: caches.Pictures) -> bytes:

@@ -53,7 +53,7 @@ class Options:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
-        """Those of the whole config of a run; the defaults where it has been lost."""
+        """Options of a run's whole config; the defaults where it has been lost."""
         return cls(**config.get("calibration", {}))
 
 
@@ -246,7 +246,7 @@ def choose_threshold(
 def _validation_metrics(
     labels: np.ndarray, ranking: np.ndarray, calibration: Calibration
 ) -> dict[str, float]:
-    """What the calibration comes to on the images that it was made by.
+    """Metrics of the calibration on the images that it was made by.
 
     Rates of the verdicts at the threshold; loss (nats), Brier score and expected
     calibration error of the raw score and of the calibrated probability, over images

@@ -1,4 +1,4 @@
-"""What ordinary image processing does to a detector's metrics.
+"""Metrics of a detector after ordinary image processing.
 
 Every picture of a split is processed at its own size, before the network's view of it,
 by each operation and strength of `corruptions.OPERATIONS`, and scored.

@@ -113,7 +113,7 @@ class Network:
         return logits
 
     def score(self, dataset: forgery_faces.FaceDataset, split: str) -> Scores:
-        """A split as it is."""
+        """Scores a split as it is."""
         records = dataset.source(split)
         views = pipeline.ViewSource(records, self.preprocessing, cache_megabytes=0)
         columns = ("path", "group", "generator", "label")

@@ -54,7 +54,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a network takes.
+    """Parameters and operations of a network.
 
     Attributes:
       parameters: all of them, as Keras counts: a batch normalisation has four per

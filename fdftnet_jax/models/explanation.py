@@ -26,7 +26,7 @@ _BLOCK = 128
 def attention_maps(
     model: FDFtNet, variables: Mapping[str, Any], images: jax.Array | np.ndarray
 ) -> tuple[jax.Array, ...]:
-    """How much each position is attended to, in each stage.
+    """Maps of how much each position is attended to, one a stage.
 
     Args:
       model: FDFtNet; without a Fine-Tune Transformer there are no maps.

@@ -106,7 +106,7 @@ _max_pool.defvjp(_forward, _backward)
 
 
 def _ceil_pad(length: int, window: int, stride: int) -> int:
-    """What the last window of `ceil_mode` needs beyond the border."""
+    """Padding beyond the border that the last window of `ceil_mode` needs."""
     last = -(-(length - window) // stride) * stride
     if last >= length:
         last -= stride

@@ -130,7 +130,7 @@ def _no_crops(root: Path, name: str, compression: str, lacking: list[str]) -> Us
 
 
 def _place_actors(fractions: Mapping[str, float], video: str, label: int) -> Place:
-    """Of a video of `dfd`, such as 01__hugging_happy or 01_02__hugging_happy__ABC."""
+    """Place of a video of `dfd`, such as 01_02__hugging_happy__ABC."""
     match = re.match(r"(\d+)_(\d+)__" if label else r"(\d+)__", video)
     if not match:
         return nowhere("a name that does not tell its actors")

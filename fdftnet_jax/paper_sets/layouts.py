@@ -25,7 +25,7 @@ class LeftOut(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is in the folder of a set.
+    """Contents of the folder of a set.
 
     Attributes:
       examples: by split, each sorted by path.
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a video or an image belongs, or the reason why nowhere."""
+    """Split and group of a video or an image, or the reason why it has none."""
 
     split: str
     group: str
@@ -96,6 +96,6 @@ def files(root: Path, folder: str) -> list[str]:
 
 
 def images_in(root: Path, folder: str) -> list[str]:
-    """Those of them that are images by their suffix."""
+    """Files below a folder that are images by their suffix."""
     found = files(root, folder)
     return [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]

@@ -80,7 +80,7 @@ def figure(points: Sequence[Point]) -> Figure:
 
 
 def in_words(points: Sequence[Point]) -> str:
-    """What `figure` shows, for those who do not see it."""
+    """Text alternative of `figure`."""
     told = [
         f"{_name(point)}: {np.mean(point.new):.3f} new, {np.mean(point.old):.3f} old"
         for point in points

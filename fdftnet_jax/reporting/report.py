@@ -128,8 +128,8 @@ def _opening(
     words = _words(report, calibration)
     yield page.Terms(
         [
-            page.Term("Which pictures are positive?", words["Positive"]),
-            page.Term("From when on is a picture called fake?", words["Threshold"]),
+            page.Term("Which class is called positive?", words["Positive"]),
+            page.Term("From which score is a picture called fake?", words["Threshold"]),
             page.Term("How were the intervals made?", words["Interval"]),
         ]
     )

@@ -123,7 +123,7 @@ def most_wrong(
 def attention(
     shown: Shown, record: CheckpointRecord, variables: Mapping[str, Any]
 ) -> list[page.Part]:
-    """What each stage of the Fine-Tune Transformer attends to, in a few images.
+    """Maps of what each stage of the Fine-Tune Transformer attends to, in a few images.
 
     Args:
       shown: the split.
@@ -184,7 +184,7 @@ def attention(
 
 
 def _examples(shown: Shown) -> list[int]:
-    """Of each class some that are right and some that are wrong, the clearest ones."""
+    """Chooses the clearest right and wrong images of each class."""
     right = shown.called == (shown.rows.labels == 1)
     chosen: list[int] = []
     for label in (0, 1):
@@ -196,7 +196,7 @@ def _examples(shown: Shown) -> list[int]:
 
 
 def _view(image: np.ndarray, preprocessing: preprocess.Preprocessing) -> np.ndarray:
-    """What the network sees, [size, size, 3]; of several windows the middle one."""
+    """The network's view, [size, size, 3]; of several windows the middle one."""
     view = preprocessing(image)
     return view if view.ndim == 3 else view[len(view) // 2]
 
@@ -216,7 +216,7 @@ def _coloured(weights: np.ndarray) -> np.ndarray:
 
 
 def _percent(probability: float) -> str:
-    """With as many digits as tell it from 0 and 1, up to 4 decimals."""
+    """A probability in percent, with the digits that tell it from 0 and 1."""
     percent = 100 * probability
     nearest = min(percent, 100 - percent)
     decimals = 1 if nearest >= 0.1 else 4

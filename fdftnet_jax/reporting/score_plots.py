@@ -169,13 +169,13 @@ def _probability_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def _decimals(probability: float) -> int:
-    """As many as tell a probability from 0 and 1, in percent."""
+    """Decimals that tell a probability in percent from 0 and 100."""
     nearest = min(probability, 1 - probability)
     return max(0, round(-np.log10(nearest)) - 2) if nearest < 0.01 else 0
 
 
 def verdict_figure(hits: float, alarms: float) -> Figure:
-    """Of 100 fake and of 100 real pictures, how many are called fake, as squares.
+    """Draws how many of 100 fake and of 100 real pictures are called fake, as squares.
 
     Args:
       hits: share of the fakes that is called fake, in [0, 1].

@@ -202,7 +202,7 @@ def write(
 
 
 def notes(rows: Sequence[Row], *, toy: bool) -> list[str]:
-    """What a reader of the table should know, a sentence or two each."""
+    """Notes for a reader of the table, a sentence or two each."""
     found = []
     if any(len(row.scores) > 1 for row in rows):
         found.append("± is the 95 % interval of the mean over seeds (Student's t).")

@@ -117,7 +117,7 @@ _NAME = re.compile(
 
 
 def verdict(hits: Mapping[str, Any], alarms: Mapping[str, Any]) -> str:
-    """What a detector does to 100 fake and to 100 real pictures, in a sentence.
+    """A sentence on what a detector does to 100 fake and to 100 real pictures.
 
     Args:
       hits: {value, interval} of the share of fakes called fake.

@@ -230,7 +230,7 @@ def measure(
 
 
 def report(found: dict[str, Any]) -> str:
-    """What `measure` found, for people."""
+    """Report of a measurement, for people."""
     images_per_second = found["images_per_second_spread"]
     step = {name: 1e3 * value for name, value in found["step_seconds"].items()}
     whose = "process" if found["platform"] == "cpu" else "device"

@@ -116,7 +116,7 @@ def sources(
 def random_view(
     config: ml_collections.ConfigDict, preprocessing: preprocess.Preprocessing
 ) -> Callable[[np.ndarray, np.random.Generator], np.ndarray] | None:
-    """What draws a training image's view anew in each epoch (`train_batches`).
+    """The function that draws a training image's view anew in each epoch.
 
     None where an image always has the same one: 'resize', without JPEG and blur.
     """
@@ -176,7 +176,7 @@ def fits_devices(config: ml_collections.ConfigDict, num_images: int) -> bool:
 
 
 def _warn_of_sizes(data: run_data.RunData) -> None:
-    """Windows at native resolution show the scale of a picture, and so its size."""
+    """Warns where the classes differ in size, which native windows show."""
     for part in data.train:
         sides: dict[int, list[int]] = {0: [], 1: []}
         for i in part.indices:

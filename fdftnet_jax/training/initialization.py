@@ -27,7 +27,7 @@ _OF_SPLITS = ("fractions", "group_by")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins with.
+    """Start of a run: its backbone, and what that has seen.
 
     Attributes:
       variant: of the backbone (see `registry.get_backbone`).
@@ -48,7 +48,7 @@ class Start:
 
     @classmethod
     def of(cls, record: CheckpointRecord) -> "Start":
-        """What another run begins with that starts from this checkpoint."""
+        """Start of another run, from this checkpoint."""
         return cls(
             variant=record.model["variant"],
             scaling=record.preprocessing.scaling,
@@ -58,7 +58,7 @@ class Start:
 
     @classmethod
     def resumed(cls, record: CheckpointRecord) -> "Start":
-        """What the run of this checkpoint itself began with, without its arrays."""
+        """Start of this checkpoint's own run, without the arrays."""
         return dataclasses.replace(cls.of(record), lineage=record.lineage.before)
 
 
@@ -196,7 +196,7 @@ def initialise(
 
 
 def _check_same_splits(run: TrainedOn, config: ml_collections.ConfigDict) -> None:
-    """Two ways of splitting one folder would mix its splits."""
+    """Raises UserError where the same folder would be split in another way."""
     if config.data.name == "toy":
         return
     if not run.shares_images(splits.resolve(config.data.dir), config.data.name):

@@ -13,11 +13,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequestedError(Exception):
-    """The user, or the machine, wants the run to stop."""
+    """A signal asked the run to stop."""
 
 
 class Interruption:
-    """While this context lasts, a first signal is only noted; a second one quits.
+    """Context in which a first signal is noted and a second one quits.
 
     (Python gives signals to the main thread; elsewhere the context does nothing.)
 

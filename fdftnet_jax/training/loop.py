@@ -248,7 +248,7 @@ def _gammas(params: Any) -> dict[str, float]:
 
 
 def _opening(config: ml_collections.ConfigDict, training: setup.Training) -> str:
-    """What the user is told before the first step."""
+    """Line for the user before the first step."""
     count = training.phases[0].num_parameters(training.state.params)
     return (
         f"training {count:,} parameters on {run_data.describe(training.data)}, "
@@ -258,7 +258,7 @@ def _opening(config: ml_collections.ConfigDict, training: setup.Training) -> str
 
 
 def _line(row: Mapping[str, Any], epochs: int, left: float, best: bool) -> str:
-    """What the user is told of an epoch.
+    """Line for the user after an epoch.
 
     Args:
       row: of the history.

@@ -45,7 +45,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a run reads.
+    """The images of a run, and the records of their data sets.
 
     Attributes:
       train: own images first, then those of replay.
@@ -189,7 +189,7 @@ def _replay(
 
 
 def _check_apart(train: list[Part], drop: bool) -> None:
-    """Trains on no picture that is in validation or test of the other data set.
+    """Drops training pictures that the other data set holds out.
 
     Raises:
       UserError: there is such a picture, and it is not to be dropped.

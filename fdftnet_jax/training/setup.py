@@ -86,7 +86,7 @@ def network(
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """All that the epochs of a training share.
+    """Everything that the epochs of a training share.
 
     Attributes:
       record: what its checkpoints say; the progress is that of its start.

@@ -31,7 +31,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes and a checkpoint keeps."""
+    """The state that a step changes and a checkpoint keeps."""
 
     step: Any  # [] int32, steps done
     params: Any

@@ -145,7 +145,7 @@ def fit_keras(file: keras_files.KerasFile, backbone: str) -> Fit:
 
 
 def _slots(backbone: str, variant: str) -> list[Slot]:
-    """All of a backbone, sorted by `_order`."""
+    """Slots of a backbone, sorted by `_order`."""
     module = get_backbone(backbone, None, variant=variant)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)

@@ -49,7 +49,7 @@ _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 
 @dataclasses.dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights came from, and what they need.
+    """Source of pre-trained weights, and the network and scaling that they need.
 
     Attributes:
       path: of the file.
@@ -168,7 +168,7 @@ def _open(path: Path) -> Iterator[_Source]:
 
 
 def _members(path: Path) -> list[str]:
-    """Of a zip archive; none where it is no archive, or not a whole one."""
+    """Members of a zip archive; none where it is no whole archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
