@@ -1,5 +1,6 @@
 """What the figures of a scored split draw, read back from the SVG."""
 
+import itertools
 import re
 
 import numpy as np
@@ -139,3 +140,17 @@ def test_squares_of_a_verdict(share, filled):
         (squares,) = axes.collections
         white = (squares.get_facecolor()[:, :3] == 1).all(axis=1)
         assert (~white).sum() == number and len(squares.get_offsets()) == 100
+
+
+@pytest.mark.parametrize("spread", [0.2, 2, 5, 9, 14])
+def test_names_on_the_axis_of_probabilities_do_not_collide(spread):
+    values = np.linspace(-spread, spread, len(LABELS))
+    (axes,) = score_plots.histogram_figure(LABELS, values, 0.0).axes
+    axes.figure.draw_without_rendering()
+    boxes = sorted(
+        (name.get_window_extent() for name in axes.get_xticklabels()),
+        key=lambda box: box.x0,
+    )
+    assert len(boxes) >= 3
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 < right.x0

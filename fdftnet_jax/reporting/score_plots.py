@@ -1,6 +1,6 @@
 """Figures of a scored split: DET curve, histograms, reliability; style of `plots`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +20,8 @@ REAL, FAKE = plots.PALETTE[:2]
 _RATES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99)
 _ODDS = (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 1 - 1e-4, 1 - 1e-6)
 _NEAR = (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)
+# The least distance of two of them, as a share of the axis: their names have room.
+_APART = 0.17
 # Log odds further out stand in the outermost bin.
 _FURTHEST = 16.0
 _BINS = 40
@@ -155,17 +157,22 @@ def histogram_figure(
 
 def _probability_axis(axes: Axes, low: float, high: float) -> None:
     """Names probabilities along an axis of log odds."""
-    chosen: tuple[float, ...] = _ODDS
-    if low > special.logit(_ODDS[3]) and high < special.logit(_ODDS[5]):
-        chosen = _NEAR
-    places = special.logit(chosen)
-    within = (places >= low) & (places <= high)
-    names = [f"{100 * p:.{_decimals(p)}f}%" for p in chosen]
+    ticks = max(_ticks(_ODDS, low, high), _ticks(_NEAR, low, high), key=len)
     axes.set_xlim(low, high)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(
-        places[within], [n for n, w in zip(names, within, strict=True) if w]
-    )
+    names = [f"{100 * p:.{_decimals(p)}f}%" for p in ticks]
+    axes.set_xticks(special.logit(ticks), names)
+
+
+def _ticks(probabilities: Sequence[float], low: float, high: float) -> list[float]:
+    """Those within an axis of log odds, from the middle outwards, that have room."""
+    ticks: list[float] = []
+    for p in sorted(probabilities, key=lambda p: abs(p - 0.5)):
+        place = special.logit(p)
+        near = any(abs(place - special.logit(t)) < _APART * (high - low) for t in ticks)
+        if low <= place <= high and not near:
+            ticks.append(p)
+    return ticks
 
 
 def _decimals(probability: float) -> int:
