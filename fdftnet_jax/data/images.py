@@ -1,7 +1,8 @@
 """From an image file to its pixels, strictly: a whole still picture, or an error.
 
 A file of any size and mode is decoded to RGB uint8 (`decode`, `read`); what becomes of
-it is `preprocess`'s.
+it is `preprocess`'s. Colours are converted by `colours`, and files that are odd but
+whole are read by way of `odd_files`.
 """
 
 import contextlib
@@ -11,16 +12,23 @@ import stat
 import struct
 import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from fdftnet_jax.data import colours, odd_files
 from fdftnet_jax.errors import UserError
+
+try:
+    import pi_heif
+except ImportError:
+    pi_heif = None
+else:
+    pi_heif.register_heif_opener()
 
 # The formats that photographs come in, by the suffixes of their files. Pillow knows
 # more, some of which run other programs on the data.
@@ -29,6 +37,9 @@ SUFFIXES = {
     ".avif": "AVIF",
     ".bmp": "BMP",
     ".gif": "GIF",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
+    ".hif": "HEIF",
     ".j2k": "JPEG2000",
     ".jfif": "JPEG",
     ".jp2": "JPEG2000",
@@ -45,7 +56,38 @@ SUFFIXES = {
     ".webp": "WEBP",
 }
 # TGA comes last: its files start with nothing that tells them from garbage.
-_FORMATS = (*sorted(set(SUFFIXES.values()) - {"TGA"}), "TGA")
+_FORMATS = (
+    *sorted(set(SUFFIXES.values()) - {"TGA", *([] if pi_heif else ["HEIF"])}),
+    "TGA",
+)
+_NO_HEIF = (
+    "HEIC and HEIF pictures need pi-heif: pip install 'fdftnet_jax[heif]', or save "
+    "them as JPEG"
+)
+# How a HEIF file's first box names what follows; AVIF's, which Pillow reads, is not
+# among them.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Pillow's own reader takes the planes of uncompressed 16-bit colours for something
+# else; libtiff reads them right.
+TiffImagePlugin.READ_LIBTIFF = True
+_WHITE_IS_ZERO, _PALETTE, _LAB = 0, 3, 8
+# 16-bit kinds of TIFF that Pillow does not list; it reads their numbers all the same.
+TiffImagePlugin.OPEN_INFO |= {
+    (b"MM", _WHITE_IS_ZERO, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    (b"MM", _PALETTE, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    (b"II", _PALETTE, (1,), 1, (16,), ()): ("I;16", "I;16"),
+}
+# What a decoded image shows: colours by its profile and over white; or the numbers of
+# its file, as detectors of version 0.2 and before were trained on.
+DECODINGS = ("srgb", "stored")
+# One picture of more pixels than this is decoded at a time: each may take a gigabyte.
+_LARGE = 2**24
+_large_lock = threading.Lock()
+# A picture without so many pixels on a side, or with one colour but for rounding, tells
+# nothing of how it was made.
+_LEAST_SIDE = 32
+_ONE_COLOUR = 2
+_SIXTEEN_BITS = np.rint(np.arange(2**16) / 257).astype(np.uint8)
 # No picture of Image.MAX_IMAGE_PIXELS needs more bytes for each of them.
 _BYTES_PER_PIXEL = 8
 # A progressive JPEG has some ten scans. Each takes a decoder through the whole picture,
@@ -81,7 +123,8 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray  # [height, width, 3] uint8 RGB.
     format: str  # A value of `SUFFIXES`.
-    luminance: tuple[int, ...] | None  # A JPEG's 64 steps of quantisation.
+    luminance: tuple[int, ...] | None = None  # A JPEG's 64 steps of quantisation.
+    notes: tuple[str, ...] = ()  # What is odd about the file.
 
     @property
     def quality(self) -> int | None:
@@ -95,11 +138,14 @@ class Picture(NamedTuple):
         return int(np.abs(tables - np.array(self.luminance)).sum(axis=1).argmin()) + 1
 
 
-def decode(source: bytes | str | os.PathLike) -> np.ndarray:
+def decode(
+    source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]
+) -> np.ndarray:
     """Decodes an image of any size and mode to RGB; see `read`.
 
     Args:
       source: the encoded file's bytes, or its path.
+      decoding: one of `DECODINGS`.
 
     Returns:
       [height, width, 3] uint8 RGB.
@@ -107,43 +153,66 @@ def decode(source: bytes | str | os.PathLike) -> np.ndarray:
     Raises:
       ImageError: as `read`.
     """
-    return read(source).pixels
+    return read(source, decoding).pixels
 
 
-def read(source: bytes | str | os.PathLike) -> Picture:
+def nothing_to_judge(pixels: np.ndarray) -> str:
+    """Why pixels, [height, width, 3], tell nothing of their making; '' if they do."""
+    height, width, _ = pixels.shape
+    if min(height, width) < _LEAST_SIDE:
+        return (
+            f"nothing to judge: {width} x {height} pixels, at least {_LEAST_SIDE} on "
+            "each side"
+        )
+    if np.ptp(pixels[0], axis=0).max() <= _ONE_COLOUR:
+        lowest, highest = (f(pixels, axis=(0, 1)) for f in (np.min, np.max))
+        if (highest - lowest).max() <= _ONE_COLOUR:
+            return "nothing to judge: the picture is of one colour"
+    return ""
+
+
+def read(source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]) -> Picture:
     """Reads a whole, single image of any size and mode, or nothing.
 
-    Values are those a viewer without colour management shows: embedded colour profiles
-    are ignored, 16-bit grey values v become round(v / 257) (Pillow itself reads 16-bit
-    colours, to 8 bits), float values in [0, 1] become
-    round(255 v), CMYK becomes (255 - C)(255 - K) / 255 and so on. Transparency is
-    dropped, keeping the colour beneath it: a background of our choosing would add edges
-    that the picture does not have. EXIF orientation is applied.
+    With the decoding 'srgb', values are those that a viewer shows: colours are
+    converted to sRGB by the file's profile (a broken one is ignored, with a note), and
+    transparent pixels are laid over white. With 'stored' they are the numbers of the
+    file, without profile and transparency. In both, 16-bit grey values v become
+    round(v / 257) (Pillow itself reads 16-bit colours, to 8 bits), float values in
+    [0, 1] become round(255 v), CMYK without a profile becomes (255 - C)(255 - K) / 255
+    and so on. EXIF orientation is applied. Of the pages of a TIFF, and of the pictures
+    that a phone stores in one JPEG (MPO) or HEIC, the first is read.
 
     Decoders fill up what is missing in a damaged file. So a PNG's checksums are
     compared, a JPEG's entropy code is checked for every error that its decoder would
-    conceal, and a TIFF's or JPEG 2000's parts for being there.
+    conceal, and a TIFF's or JPEG 2000's parts for being there. Where a JPEG or PNG is
+    odd in its form alone, a note says so (see `odd_files`).
 
     Args:
       source: the encoded file's bytes, or its path.
+      decoding: one of `DECODINGS`.
 
     Returns:
-      The picture. Of the several that a phone stores in one JPEG (MPO), the first.
+      The picture.
 
     Raises:
       ImageError: if the data is not an image of one of the formats of `SUFFIXES`, is
-        damaged, holds several frames or pages, has more pixels than Pillow's
-        MAX_IMAGE_PIXELS, or holds numbers without a defined white: floats outside
-        [0, 1] or integers outside [0, 65535].
+        damaged, is animated, has more pixels than Pillow's MAX_IMAGE_PIXELS, holds
+        numbers without a defined white (floats outside [0, 1] or integers outside
+        [0, 65535]), or, as 'srgb', is transparent in most of its pixels.
     """
+    data = b""
     try:
         data = source if isinstance(source, bytes) else _contents(source)
         with _no_warnings():
-            return _read(data)
+            return _read(data, decoding)
     except Image.UnidentifiedImageError:
-        reason = "not in an image format that is read here"
+        reason = _why_unidentified(data)
     except Image.DecompressionBombError:
-        reason = f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read"
+        reason = (
+            f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read; cut out "
+            "the part in question at its own size"
+        )
     except OSError as error:
         reason = error.strerror or str(error)
     # Pillow reports damaged headers and chunks with exceptions of every kind.
@@ -156,6 +225,10 @@ def read(source: bytes | str | os.PathLike) -> Picture:
 def format_of(path: str | os.PathLike) -> str | None:
     """The format of a file by its first bytes, None where they are no image's."""
     try:
+        if pi_heif is None:
+            with open(path, "rb") as file:
+                if _is_heif(file.read(12)):
+                    return "HEIF"
         # TGA is left out, as many files of other kinds pass for it.
         with _no_warnings(), Image.open(path, formats=_FORMATS[:-1]) as image:
             return _format(image)
@@ -176,28 +249,125 @@ def _contents(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
-def _read(data: bytes) -> Picture:
+def _why_unidentified(data: bytes) -> str:
+    if _is_heif(data):
+        return _NO_HEIF
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return (
+            "a TIFF with a kind of pixels that is not read here; save it as RGB with 8 "
+            "bits"
+        )
+    return "not in an image format that is read here"
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _read(data: bytes, decoding: str) -> Picture:
     if not data:
         raise ValueError("empty")
+    notes: list[str] = []
+    long_profile = None
+    if data.startswith(odd_files.PNG_SIGNATURE):
+        data, long_profile, notes = odd_files.without_long_text(data)
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         # Pillow itself only warns up to twice that number.
         number = image.width * image.height
         if Image.MAX_IMAGE_PIXELS is not None and number > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            raise ValueError("several frames or pages (an animation?)")
-        found = _format(image)
-        if found == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
-            raise ValueError("more scans than a picture has")
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        if found == "JPEG" and image.mode in ("RGB", "L") and not turned:
-            # Decodes and checks in one pass, to the same pixels as Pillow does.
-            pixels = simplejpeg.decode_jpeg(data, "RGB")
-        else:
-            pixels = _to_rgb(ImageOps.exif_transpose(image))
-            _check_whole(found, image, data)
+        format_name = _format(image)
+        profile = long_profile or image.info.get("icc_profile")
         tables = getattr(image, "quantization", None)
-        return Picture(pixels, found, tuple(tables[min(tables)]) if tables else None)
+        luminance = tuple(tables[min(tables)]) if tables else None
+        with _large_lock if number > _LARGE else contextlib.nullcontext():
+            decode_all = _decode_jpeg if _is_plain_jpeg(image) else _decode_any
+            pixels, more = decode_all(image, data, decoding, profile)
+        return Picture(pixels, format_name, luminance, (*notes, *more))
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return _format(image) == "JPEG" and image.mode in ("RGB", "L") and not turned
+
+
+def _decode_jpeg(
+    image: Image.Image, data: bytes, decoding: str, profile: bytes | None
+) -> tuple[np.ndarray, list[str]]:
+    """Decodes and checks in one pass, to the same pixels as Pillow does."""
+    _check_scans(data)
+    notes: list[str] = []
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        data, notes = odd_files.mend_jpeg(data)
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    if decoding == "srgb" and profile:
+        transform, note = colours.to_srgb(profile, image.mode)
+        notes += [note] * bool(note)
+        if transform is not None:
+            plain = Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
+            pixels = np.array(colours.apply(plain, transform))
+    return pixels, notes
+
+
+def _decode_any(
+    image: Image.Image, data: bytes, decoding: str, profile: bytes | None
+) -> tuple[np.ndarray, list[str]]:
+    """Decodes with Pillow; checks what it does not."""
+    notes = _check_whole(image, data)
+    upright = ImageOps.exif_transpose(image)
+    plain = _eight_bits(upright, getattr(image, "tag_v2", {}))
+    if decoding == "stored":
+        return np.array(_without_alpha(plain)), notes
+    plain, opacity = colours.split_alpha(plain)
+    transform, note = colours.to_srgb(profile, plain.mode)
+    notes += [note] * bool(note)
+    if transform is not None:
+        plain = colours.apply(plain, transform)
+    elif plain.mode != "RGB":
+        plain = plain.convert("RGB")
+    if opacity is not None:
+        if np.mean(np.asarray(opacity) < 128) > 0.5:
+            raise ValueError("nothing to judge: most of the picture is invisible")
+        plain = colours.over_white(plain, opacity)
+    return np.array(plain), notes
+
+
+def _check_whole(image: Image.Image, data: bytes) -> list[str]:
+    """Checks a file for damage that decoders conceal; Pillow sees that of the others.
+
+    Returns:
+      Notes about what is odd but harmless.
+
+    Raises:
+      ValueError: it is damaged, or not one still picture.
+    """
+    format_name = _format(image)
+    pages = getattr(image, "n_frames", 1)
+    if format_name == "TIFF":
+        _check_tiff(image, data)
+        return [f"the first of its {pages} pages"] if pages > 1 else []
+    if image.format not in ("MPO", "HEIF") and pages > 1:
+        raise ValueError("several frames (an animation?); save one as a picture")
+    if format_name == "JPEG":
+        _check_scans(data)
+        try:
+            odd_files.check_jpeg(data)
+        except ValueError:
+            return odd_files.mend_jpeg(data)[1]
+    elif format_name == "PNG":
+        odd_files.check_png(data)
+    elif format_name == "JPEG2000" and not (
+        0 <= data.find(b"\xff\x93") < data.rfind(b"\xff\xd9")
+    ):
+        raise ValueError("image file is truncated")
+    return []
+
+
+def _check_scans(jpeg: bytes) -> None:
+    if jpeg.count(b"\xff\xda") > _MOST_SCANS:
+        raise ValueError("more scans than a picture has")
 
 
 def _format(image: Image.Image) -> str:
@@ -232,87 +402,64 @@ def _no_warnings() -> Iterator[None]:
                 _warnings_off.close()
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F" or image.mode.startswith("I"):
-        # Pillow's convert() clips these at 255 instead of scaling them.
-        values = np.asarray(image, np.float64)
-        white = 1 if image.mode == "F" else 65535
-        if not (values.min() >= 0 and values.max() <= white):  # False for NaN too
-            raise ValueError(
-                f"grey values in [{values.min():g}, {values.max():g}] "
-                f"instead of [0, {white}]"
-            )
-        grey = np.rint(values * (255 / white)).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Scales grey values of more than 8 bits, which Pillow's convert() clips at 255.
+
+    Args:
+      image: of any mode.
+      tags: of a TIFF.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    white = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= white):  # False for NaN too
+        raise ValueError(
+            f"grey values in [{values.min():g}, {values.max():g}] "
+            f"instead of [0, {white}]"
+        )
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    kind = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+    if kind == _PALETTE:
+        palette = _SIXTEEN_BITS[np.array(tags[TiffImagePlugin.COLORMAP])]
+        return Image.fromarray(palette.reshape(3, -1).T[values])
+    if kind == _WHITE_IS_ZERO:
+        values = white - values
+    return Image.fromarray(_SIXTEEN_BITS[values])
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The picture in mode 'RGB', with the colours that are stored beneath a mask."""
     if image.mode in ("P", "PA"):
         # A palette may have transparency, which Pillow wants converted first.
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
-
-
-# Damage that decoders conceal, by filling up what is missing in a file: Pillow decodes
-# these files without an error.
-
-
-def _check_whole(name: str, image: Image.Image, data: bytes) -> None:
-    """Raises an exception with a reason where a decoded file is not whole.
-
-    Args:
-      name: of the format: 'JPEG', 'JPEG2000', 'PNG' and 'TIFF' are checked. Damage of
-        the others is seen by Pillow, or by nobody.
-      image: what Pillow made of the file.
-      data: the file.
-    """
-    if name in _CHECKS:
-        _CHECKS[name](image, data)
-
-
-def _check_png(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for a wrong checksum, or fewer rows than the header says."""
-    place, kind, packed = 8, b"", bytearray()
-    while kind != b"IEND":
-        size = int.from_bytes(data[place : place + 4], "big")
-        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
-        place += 12 + size
-        if zlib.crc32(kind + body).to_bytes(4, "big") != data[place - 4 : place]:
-            raise ValueError("a checksum is wrong, or image file is truncated")
-        if kind == b"IHDR":
-            width, height, depth, colours, *_, interlaced = struct.unpack(
-                ">IIBBBBB", body
-            )
-        elif kind == b"IDAT":
-            packed += body
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
-    # Each pass takes every so many pixels from a first one: (row, column), (rows, ...).
-    passes = [(0, 0, 1, 1)]
-    if interlaced:
-        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
-        passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    expected = 0
-    for row, column, down, right in passes:
-        rows, columns = -((row - height) // down), -((column - width) // right)
-        if columns > 0:
-            # A row begins with the number of its filter.
-            expected += max(rows, 0) * (1 + -(-columns * bits // 8))
-    if len(zlib.decompressobj().decompress(packed, expected)) < expected:
-        raise ValueError("image file is truncated")
-
-
-def _check_jpeg(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for what libjpeg only warns of, and Pillow does not pass on."""
-    # At 1/8 of the size: this is about the entropy code, not the pixels.
-    simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+    if image.mode == "La":
+        image = image.getchannel(0)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_tiff(image: Any, data: bytes) -> None:
-    """Raises ValueError where a strip or tile is missing, or a JPEG in it damaged."""
+    """Checks the parts of a TIFF's first page.
+
+    Raises:
+      ValueError: a strip or tile is missing, or a JPEG in it damaged; or the page is a
+        preview, or its colours have no one meaning.
+    """
     tags = image.tag_v2
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _LAB:
+        raise ValueError("a TIFF in CIELAB colours is not read here; save it as RGB")
+    if tags.get(254, 0) & 1:
+        raise ValueError(
+            "its first page is a small preview (of a raw photograph?); save the "
+            "picture as TIFF or JPEG"
+        )
     width, height = tags[256], tags[257]
     if 324 in tags:
-        offsets, sizes = tags[324], tags[325]
+        offsets, sizes = tags[324], tags.get(325, ())
         parts = -(-width // tags[322]) * -(-height // tags[323])
     else:
-        offsets, sizes = tags[273], tags[279]
+        offsets, sizes = tags.get(273, ()), tags.get(279, ())
         parts = -(-height // min(tags.get(278, height), height))
     planar = tags.get(284, 1) == 2
     if len(offsets) < parts * (tags.get(277, 1) if planar else 1):
@@ -321,21 +468,7 @@ def _check_tiff(image: Any, data: bytes) -> None:
         # The tables that all parts share end with a marker, the parts begin with one.
         tables = tags.get(347, b"\xff\xd8\xff\xd9")[:-2]
         for offset, size in zip(offsets, sizes, strict=True):
-            _check_jpeg(image, tables + data[offset + 2 : offset + size])
-
-
-def _check_jpeg2000(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError unless the code stream has data and an end."""
-    if not 0 <= data.find(b"\xff\x93") < data.rfind(b"\xff\xd9"):
-        raise ValueError("image file is truncated")
-
-
-_CHECKS: dict[str, Callable[[Any, bytes], None]] = {
-    "JPEG": _check_jpeg,
-    "JPEG2000": _check_jpeg2000,
-    "PNG": _check_png,
-    "TIFF": _check_tiff,
-}
+            odd_files.check_jpeg(tables + data[offset + 2 : offset + size])
 
 
 # Each row as its difference from the row above, packed as runs. Pillow looks for the
