@@ -117,7 +117,7 @@ class _Header:
             segment[7] = 1
         elif kind == _START_OF_SCAN:
             self.scanned = segment[2]
-            if self.frame in _BASELINE and segment[-3:] != _ONE_SCAN:
+            if self.frame in _BASELINE and segment[-3:] == bytes(3):
                 self.notes.append("wrong parameters of its scan")
                 segment[-3:] = _ONE_SCAN
 
@@ -132,8 +132,9 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
     """Takes out the zero bytes that follow complete restart intervals.
 
     An interval may end with a zero byte of its own. So each that ends with zeros is
-    decoded as a picture by itself: as many stay as it takes to decode it whole. More
-    than `_OWN_ZEROS` are what a disk or a transfer filled up a missing end with.
+    decoded as a picture by itself: as many stay as it takes to decode it whole. Where
+    it takes one or two, they may also be what a disk filled up a missing end with: then
+    as many must follow as follow an interval that takes none.
 
     Args:
       header: of the file.
@@ -149,7 +150,9 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
         across = down = 1
     height, width = struct.unpack_from(">HH", header.data, header.size_at)
     columns, rows = -(-width // (8 * across)), -(-height // (8 * down))
-    left, parts, place = columns * rows, [], 0
+    left, place = columns * rows, 0
+    parts: list[bytes] = []
+    extra: dict[bool, set[int]] = {False: set(), True: set()}
     for marker in re.finditer(rb"\xff+[\xd0-\xd9]", rest):
         data = rest[place : marker.start()]
         count = min(header.interval or left, left)
@@ -159,17 +162,21 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
             size = shape[0] * 8 * down, shape[1] * 8 * across
             if max(size) > 65535:
                 raise ValueError("the picture's data is damaged")
-            data = _own(header.of_size(*size), data)
+            own, needed = _own(header.of_size(*size), data)
+            extra[needed].add(len(data) - len(own))
+            data = own
         parts += [data, marker[0]]
         left -= count
         place = marker.end()
         if marker[0][-1] == _END:
             break
+    if not extra[True] <= extra[False]:
+        raise ValueError("the picture's data is damaged")
     return b"".join(parts) + rest[place:]
 
 
-def _own(header: bytes, data: bytes) -> bytes:
-    """The data of one interval without the zeros behind it."""
+def _own(header: bytes, data: bytes) -> tuple[bytes, bool]:
+    """The data of one interval without the zeros behind it; and if some are its own."""
     short = data.rstrip(b"\0")
     if short.endswith(b"\xff"):
         short += b"\0"
@@ -179,7 +186,7 @@ def _own(header: bytes, data: bytes) -> bytes:
             check_jpeg(header + own + b"\xff\xd9")
         except ValueError:
             continue
-        return own
+        return own, count > 0
     raise ValueError("the picture's data is damaged")
 
 
