@@ -69,6 +69,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.view = "resize"
     # crops: windows of the grid along each axis, from edge to edge.
     config.data.crop_grid = 3
+    # What a picture file shows: 'srgb' converts its colours to sRGB by its profile and
+    # lays transparency over white; 'stored' takes the numbers of the file.
+    config.data.decoding = "srgb"
     # Side of the network's square input, in pixels.
     config.data.size = 64
     # Scaling of the pixels: 'minus_one_one', 'zero_one' or 'imagenet' (mean and

@@ -74,6 +74,7 @@ def _contents(
         generator_by=data.generator_by,
         duplicates=data.duplicates,
         max_rejected=data.max_rejected,
+        decoding=data.decoding,
         across_splits=across_splits,
     )
     if data.name == "folder":

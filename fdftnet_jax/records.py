@@ -73,7 +73,8 @@ class TrainedOn:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainedOn":
         """Rebuilds what `to_dict` gave."""
         return cls(
-            data=values["data"],
+            # (As version 0.2 and before read all pictures.)
+            data={"decoding": "stored", **values["data"]},
             fingerprint=values["dataset"],
             directory=values["directory"],
             counts=tuple(values["counts"]),

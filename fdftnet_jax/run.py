@@ -109,7 +109,9 @@ class Run:
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises UserError where the run has another config."""
-        old, new = _flat(self.config), _flat(json.loads(config.to_json()))
+        # (As runs before version 0.3 are.)
+        old = {"data.decoding": "stored", **_flat(self.config)}
+        new = _flat(json.loads(config.to_json()))
         changed = [
             f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

@@ -36,6 +36,7 @@ class Rules:
         keep one of them (see `leaks.duplicates`).
       across_splits: whether splits may not share a picture.
       max_rejected: the largest share of the image files that may be unusable.
+      decoding: one of `images.DECODINGS`.
     """
 
     fractions: Mapping[str, float]
@@ -44,6 +45,7 @@ class Rules:
     duplicates: str = "error"
     across_splits: bool = True
     max_rejected: float = 0.05
+    decoding: str = images.DECODINGS[0]
 
     def check(self) -> None:
         """Raises UserError for an unknown way with duplicates."""
@@ -96,6 +98,7 @@ class Folder:
       expected: the splits that were asked for.
       findings: by path, of every file that was looked at; those that cannot be used
         have a reason.
+      decoding: one of `images.DECODINGS`.
       advice: what a user can do about problems.
       duplicates: pictures in both classes or in two splits.
       near_twins: pictures of different splits that look alike.
@@ -113,6 +116,7 @@ class Folder:
     examples: Mapping[str, Sequence[Example]]
     expected: Sequence[str]
     findings: Mapping[str, Finding]
+    decoding: str = images.DECODINGS[0]
     advice: Advice = Advice()
     duplicates: tuple[leaks.Duplicates, ...] = ()
     near_twins: tuple[leaks.Twins, ...] = ()
@@ -153,7 +157,7 @@ class Folder:
         kept = pictures.get(digest)
         if kept is not None:
             return kept
-        pixels = images.decode(os.path.join(self.dir, path))
+        pixels = images.decode(os.path.join(self.dir, path), self.decoding)
         if leaks.digest(pixels) != digest:
             raise UserError(
                 f"expected {os.path.join(self.dir, path)} to stay as it is while it is "
@@ -213,7 +217,9 @@ def scan(
     """
     directory = resolve(directory, rules)
     listed = splits.list_files(directory)
-    findings = inspection.inspect(directory, listed, cache, pictures=pictures)
+    findings = inspection.inspect(
+        directory, listed, cache, pictures=pictures, decoding=rules.decoding
+    )
     examples = splits.assign(
         [file for file in listed if not findings[file.path].reason],
         group_by=rules.group_by,
@@ -232,6 +238,7 @@ def scan(
         examples={split: some for split, some in examples.items() if some},
         expected=expected,
         findings=findings,
+        decoding=rules.decoding,
     )
     return judge(found, rules, cache)
 

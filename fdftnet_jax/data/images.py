@@ -215,6 +215,8 @@ def read(source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]) -> Pic
         )
     except OSError as error:
         reason = error.strerror or str(error)
+        if reason.startswith("decoder error"):
+            reason = "damaged, or packed in a way that is not read here"
     # Pillow reports damaged headers and chunks with exceptions of every kind.
     except Exception as error:
         reason = str(error)

@@ -23,14 +23,17 @@ from fdftnet_jax.data.splits import File
 
 # Remembered findings of another version are not used; another Pillow may decode
 # differently.
-_VERSION = [1, PIL.__version__]
+_VERSION = [2, PIL.__version__]
 # Files that may wait for the threads.
 _BLOCK = 256
 NO_IMAGE = "not an image file"
 
 
 def look(
-    directory: str, file: File, pictures: caches.Pictures | None = None
+    directory: str,
+    file: File,
+    pictures: caches.Pictures | None = None,
+    decoding: str = images.DECODINGS[0],
 ) -> Finding:
     """Reads one file of a folder; keeps its picture for the record, if asked to."""
     path = os.path.join(directory, file.path)
@@ -41,7 +44,7 @@ def look(
     if not _is_utf8(file.path):
         return Finding("its name is not UTF-8")
     try:
-        picture = images.read(path)
+        picture = images.read(path, decoding)
     except images.ImageError as error:
         return Finding(error.reason)
     if picture.format != expected:
@@ -81,6 +84,7 @@ def inspect(
     *,
     part: str = "",
     pictures: caches.Pictures | None = None,
+    decoding: str = images.DECODINGS[0],
 ) -> dict[str, Finding]:
     """Looks at the files of a folder, in parallel, or remembers them.
 
@@ -90,6 +94,7 @@ def inspect(
       cache: where data is kept; the findings go to `inspections/` in it.
       part: names a part of the folder that is remembered on its own; '' is all of it.
       pictures: keeps the pictures of files that are decoded.
+      decoding: one of `images.DECODINGS`.
 
     Returns:
       The findings by path, in the order of `listed`.
@@ -98,13 +103,13 @@ def inspect(
       UserError: if the findings cannot be written.
     """
     # No path has a null character.
-    key = f"{directory}\0{part}" if part else directory
+    key = "\0".join([directory, part, decoding])
     name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
     memory = cache / "inspections" / f"{name}.json"
     with caches.writing("what is in the images", cache):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with caches.exclusive(memory.with_suffix(".lock")):
-            return _inspect(directory, listed, memory, pictures)
+            return _inspect(directory, listed, memory, pictures, decoding)
 
 
 def _inspect(
@@ -112,6 +117,7 @@ def _inspect(
     listed: Sequence[File],
     memory: Path,
     pictures: caches.Pictures | None,
+    decoding: str,
 ) -> dict[str, Finding]:
     stamps = [_stamp(os.path.join(directory, file.path)) for file in listed]
     known = _remembered(memory)
@@ -124,7 +130,9 @@ def _inspect(
     ):
         for start in range(0, len(new), _BLOCK):
             block = new[start : start + _BLOCK]
-            looks = pool.map(lambda i: look(directory, listed[i], pictures), block)
+            looks = pool.map(
+                lambda i: look(directory, listed[i], pictures, decoding), block
+            )
             for i, finding in zip(block, looks, strict=True):
                 known[keys[i]] = finding
                 bar.update()

@@ -144,7 +144,7 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
       ValueError: an interval is not whole, or the file is of another kind.
     """
     if header.frame not in _BASELINE or header.scanned != len(header.sampling):
-        raise ValueError("the picture's data is damaged")
+        raise ValueError("the picture's data is corrupt")
     across, down = (max(factors) for factors in zip(*header.sampling, strict=True))
     if header.scanned == 1:
         across = down = 1
@@ -161,7 +161,7 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
             shape = (count // columns, columns) if whole_rows else (1, count)
             size = shape[0] * 8 * down, shape[1] * 8 * across
             if max(size) > 65535:
-                raise ValueError("the picture's data is damaged")
+                raise ValueError("the picture's data is corrupt")
             own, needed = _own(header.of_size(*size), data)
             extra[needed].add(len(data) - len(own))
             data = own
@@ -171,7 +171,7 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
         if marker[0][-1] == _END:
             break
     if not extra[True] <= extra[False]:
-        raise ValueError("the picture's data is damaged")
+        raise ValueError("the picture's data is corrupt")
     return b"".join(parts) + rest[place:]
 
 
@@ -187,7 +187,7 @@ def _own(header: bytes, data: bytes) -> tuple[bytes, bool]:
         except ValueError:
             continue
         return own, count > 0
-    raise ValueError("the picture's data is damaged")
+    raise ValueError("the picture's data is corrupt")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

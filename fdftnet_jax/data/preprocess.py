@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from fdftnet_jax.data import images
 from fdftnet_jax.errors import UserError
 
 # A NumPy or a JAX array: this module needs no JAX.
@@ -58,7 +59,7 @@ SCALINGS: dict[str, Callable[[Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Everything between a decoded image and the network's input.
+    """Everything between an image file and the network's input.
 
     Attributes:
       view: one of `VIEWS`; 'resize' stretches the whole image, 'crops' cuts windows at
@@ -68,6 +69,8 @@ class Preprocessing:
       grid: of 'crops', the windows along each axis that an image is scored by, evenly
         from edge to edge.
       scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
+      decoding: one of `images.DECODINGS`, for `images.read`; 'srgb' shows colours as a
+        viewer does, 'stored' is what records before version 0.3 stand for.
 
     Raises:
       UserError: at construction, if a value is unknown.
@@ -78,12 +81,14 @@ class Preprocessing:
     filter: str = "bilinear"
     scaling: str = "minus_one_one"
     grid: int = 1
+    decoding: str = images.DECODINGS[0]
 
     def __post_init__(self) -> None:
         known: dict[str, Iterable[str]] = {
             "view": VIEWS,
             "filter": _FILTERS,
             "scaling": SCALINGS,
+            "decoding": images.DECODINGS,
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
@@ -108,7 +113,7 @@ class Preprocessing:
                 f"expected preprocessing to have the keys {sorted(fields)}, found "
                 f"{unknown} too; use the version of fdftnet_jax that wrote it"
             )
-        return cls(**values)
+        return cls(**{"decoding": "stored", **values})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values, ready for JSON."""

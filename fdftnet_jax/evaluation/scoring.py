@@ -176,7 +176,8 @@ def open_data(
 ) -> forgery_faces.FaceDataset:
     """Prepares what `score_split` scores; warns where a run was trained on it."""
     lineage = run.best.lineage
-    config = lineage.data_config(data or {})
+    decoding = run.best.preprocessing.decoding
+    config = lineage.data_config({"decoding": decoding, **(data or {})})
     dataset = datasets.prepare(config, needed=(split,), only_needed=True)
     if any(
         split in ("all", data_set.splits[0]) and data_set.overlaps(dataset)

@@ -119,7 +119,12 @@ def scan(
             for example in some
         ]
         findings |= inspection.inspect(
-            directory, listed, cache, part=chosen.title, pictures=pictures
+            directory,
+            listed,
+            cache,
+            part=chosen.title,
+            pictures=pictures,
+            decoding=rules.decoding,
         )
         if not any(findings[file.path].reason for file in listed):
             break
@@ -132,6 +137,7 @@ def scan(
         examples={split: some for split, some in drawn.items() if some},
         expected=layout.expected,
         findings=findings,
+        decoding=rules.decoding,
         advice=_ADVICE,
     )
     found = _tell_few(_tell_left_out(found, layout, cache), chosen)

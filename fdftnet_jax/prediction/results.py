@@ -96,6 +96,7 @@ class Judge:
         kind: str,
         boxes: Sequence[Box | None],
         logits: Sequence[float],
+        notes: Sequence[str] = (),
     ) -> list[Row]:
         """Judges a picture with one face or more.
 
@@ -104,6 +105,7 @@ class Judge:
           kind: see `inputs.Item`.
           boxes: (x, y, width, height) of each face, None for the whole picture.
           logits: of each.
+          notes: what to know before trusting the verdict.
 
         Returns:
           The row of the picture, and those of its faces if they are several.
@@ -112,7 +114,8 @@ class Judge:
             self.row(path, kind, logit, face=number, **_sides(box))
             for number, (box, logit) in enumerate(zip(boxes, logits, strict=True))
         ]
-        return _with_whole(parts, int(np.argmax(logits)))
+        whole, *rest = _with_whole(parts, int(np.argmax(logits)))
+        return [whole._replace(notes="; ".join(notes)), *rest]
 
     def video(self, path: str, kind: str, result: video.VideoResult) -> list[Row]:
         """Judges a video: its row, and those of its tracks if they are several."""

@@ -299,7 +299,9 @@ class _Scorer:
             return self._judge.video(path, content.kind, content.video)
         if content.reason:
             return [Row(path, content.kind, reason=content.reason)]
-        rows = self._judge.picture(path, content.kind, content.boxes, logits.tolist())
+        rows = self._judge.picture(
+            path, content.kind, content.boxes, logits.tolist(), notes=content.notes
+        )
         if self._options.explain is not None:
             self._explain(self._options.explain, path, rows)
         return rows
@@ -320,11 +322,11 @@ class _Scorer:
 
         # Read once more: kept until they are scored, pictures could fill the memory.
         with contextlib.suppress(images.ImageError, IndexError):
-            pictures, *_ = self._reader.pictures(path)
+            crops = self._reader.picture(path).crops
             explain.draw(
                 Path(folder, outputs.figure_name(path, ".png")),
                 path,
-                pictures[results.deciding(rows)],
+                crops[results.deciding(rows)],
                 self._detector,
                 rows[0],
                 threshold=self._judge.threshold,

@@ -5,7 +5,7 @@ of the network at most; the network scores batches of one size.
 """
 
 import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple, TypeVar
 
@@ -35,8 +35,19 @@ class Content(NamedTuple):
     # (x, y, width, height) of each face; None for the whole picture.
     boxes: tuple[Box | None, ...] = ()
     reason: str = ""
+    # What to know before trusting the verdict, of a picture.
+    notes: tuple[str, ...] = ()
     # A video has been scored already.
     video: VideoResult | None = None
+
+
+class Seen(NamedTuple):
+    """What is scored of a picture."""
+
+    crops: list[np.ndarray]  # [h, w, 3] uint8 of its faces, or itself.
+    boxes: Sequence[Box | None]  # Where they are in it; None for all of it.
+    reason: str  # Why there are none; '' where there are some.
+    notes: tuple[str, ...]  # What is odd about the file.
 
 
 class Reader:
@@ -87,32 +98,30 @@ class Reader:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             return Content(item, kind, reason=f"unexpected error, {text}")
 
-    def pictures(self, path: str) -> tuple[list[np.ndarray], list[Box | None], str]:
+    def picture(self, path: str) -> Seen:
         """Reads what is scored of a picture.
-
-        Args:
-          path: of the file.
-
-        Returns:
-          The pictures [h, w, 3] uint8 of its faces, or itself; where they are in it
-          (None for all of it); and why there are none, '' where there are some.
 
         Raises:
           ImageError: the file is no picture, or damaged.
         """
-        image = images.decode(path)
+        picture = images.read(path, self._preprocessing.decoding)
+        pixels = picture.pixels
+        if reason := images.nothing_to_judge(pixels):
+            return Seen([], [], reason, picture.notes)
         if self._find is None:
-            return [image], [None], ""
-        cut, reason = self._find(image)
-        return [face.crop for face in cut], [face.box for face in cut], reason
+            return Seen([pixels], [None], "", picture.notes)
+        cut, reason = self._find(pixels)
+        crops, boxes = [face.crop for face in cut], [face.box for face in cut]
+        return Seen(crops, boxes, reason, picture.notes)
 
     def _picture(self, item: Item) -> Content:
-        pictures, boxes, reason = self.pictures(item.path)
-        if reason:
-            return Content(item, inputs.IMAGE, reason=reason)
-        views = [self._preprocessing(picture) for picture in pictures]
+        seen = self.picture(item.path)
+        if seen.reason:
+            return Content(item, inputs.IMAGE, reason=seen.reason)
+        views = [self._preprocessing(crop) for crop in seen.crops]
         stacked = np.stack([v if v.ndim == 4 else v[None] for v in views])
-        return Content(item, inputs.IMAGE, stacked, tuple(boxes))
+        boxes = tuple(seen.boxes)
+        return Content(item, inputs.IMAGE, stacked, boxes, notes=seen.notes)
 
 
 def in_order(

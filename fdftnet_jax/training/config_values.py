@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from fdftnet_jax import checks
-from fdftnet_jax.data import preprocess, splits, toy
+from fdftnet_jax.data import images, preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.paper_sets import faceforensics, sets
@@ -58,6 +58,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.family": ("both", *toy.FAMILIES),
     "data.train_split": ("train", "finetune"),
     "data.view": preprocess.VIEWS,
+    "data.decoding": images.DECODINGS,
     "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
     "class_balance": feed.BALANCES,

@@ -136,6 +136,7 @@ def preprocessing(
         size=config.data.size,
         scaling=scaling,
         grid=config.data.crop_grid if config.data.view == "crops" else 1,
+        decoding=config.data.decoding,
     )
 
 

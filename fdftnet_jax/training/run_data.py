@@ -166,8 +166,8 @@ def _replay(
             "--config.data.replay_dir=PATH gives an old forgery's folder"
         )
         return None
-    # Where it is prepared is this machine's matter.
-    changes: dict[str, Any] = {"cache_dir": data.cache_dir}
+    # Where it is prepared is this machine's matter; and both are read alike.
+    changes: dict[str, Any] = {"cache_dir": data.cache_dir, "decoding": data.decoding}
     known = others
     if data.replay_dir:
         # The weights may have seen the run's own folder, split as it is now.
