@@ -18,6 +18,14 @@ def solid(mode, colour, fmt="PNG", **options):
     return encode(Image.new(mode, (4, 3), colour), fmt, **options)
 
 
+def flag(mode, colour, fmt="PNG", **options):
+    """Large enough to be judged, and black in a corner."""
+    image = Image.new(mode, (48, 40), colour)
+    black = (0, 0, 0, 255) if mode == "CMYK" else (0, 0, 0)
+    image.paste(Image.new(mode, (12, 10), black))
+    return encode(image, fmt, **options)
+
+
 def grey(dtype, value, fmt="PNG"):
     return encode(Image.fromarray(np.full((3, 4), value, dtype)), fmt)
 

@@ -89,10 +89,8 @@ def test_an_odd_jpeg_has_the_pixels_that_pillow_shows(kind, mode, turned):
 def test_an_interval_may_end_with_a_zero_of_its_own():
     """Flat areas of some colours end so; the zeros behind them are told from those."""
     random = np.random.default_rng(0)
-    flat = np.kron(
-        random.integers(0, 256, (16, 64, 3), np.uint8) // 8 * 8,
-        np.ones((8, 8, 1), np.uint8),
-    )
+    colours = random.integers(0, 256, (16, 64, 3), np.uint8) // 8 * 8
+    flat = np.kron(colours, np.ones((8, 8, 1), np.uint8))
     data = encode(Image.fromarray(flat), "JPEG", quality=60, restart_marker_blocks=1)
     own = re.findall(rb"[^\xff]\0\xff[\xd0-\xd7]", data)
     assert own

@@ -33,6 +33,7 @@ def evidence(tmp_path, monkeypatch):
     folder.mkdir()
     for number, name in enumerate(("a.png", "b.png", "c.png")):
         pixels = np.full((40, 40, 3), 60 * number, np.uint8)
+        pixels[:4] = 200
         Image.fromarray(pixels).save(folder / name)
     return folder
 
@@ -42,7 +43,7 @@ def nothing_is_read(monkeypatch):
     def read(*_):
         raise AssertionError("read too early")
 
-    monkeypatch.setattr(images, "decode", read)
+    monkeypatch.setattr(images, "read", read)
     monkeypatch.setattr(fdftnet_jax, "load", read)
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import stand_in
+from pictures import encode, noise, photograph
 from PIL import Image
 
 from fdftnet_jax.data import preprocess
@@ -111,15 +112,39 @@ def reader(**options):
 
 def test_a_picture_under_the_suffix_of_a_video_is_a_picture(tmp_path):
     path = tmp_path / "a.mp4"
-    Image.new("RGB", (9, 7), "red").save(path, "PNG")
+    photograph().save(path, "PNG")
     found = reader()(Item(str(path), "video"))
     assert found.kind == "image" and found.views.shape == (1, 1, 4, 4, 3)
     assert found.boxes == (None,)
 
 
+@pytest.mark.parametrize("decoding", ["srgb", "stored"])
+def test_a_picture_is_decoded_as_the_detector_was_trained(tmp_path, decoding):
+    path = tmp_path / "a.png"
+    opacity = np.full((40, 40, 1), 200, np.uint8)
+    pixels = np.concatenate([noise(40, 40), opacity], axis=-1)
+    path.write_bytes(encode(Image.fromarray(pixels)))
+    preprocessing = preprocess.Preprocessing(size=40, decoding=decoding)
+    read = stream.Reader(preprocessing, find=None, video=None)
+    colours, alpha = pixels[..., :3].astype(float), 200 / 255
+    shown = colours * alpha + 255 * (1 - alpha) if decoding == "srgb" else colours
+    views = read(Item(str(path), "image")).views
+    np.testing.assert_allclose(views[0, 0], shown, atol=1)
+
+
+def test_notes_and_pictures_without_anything_to_judge(tmp_path):
+    pages, small = tmp_path / "pages.tif", tmp_path / "small.png"
+    photograph().save(pages, save_all=True, append_images=[photograph()])
+    photograph(31, 64).save(small)
+    found = reader()(Item(str(pages), "image"))
+    assert found.views is not None and found.notes == ("the first of its 2 pages",)
+    found = reader()(Item(str(small), "image"))
+    assert found.views is None and "nothing to judge: 64 x 31" in found.reason
+
+
 def test_what_nobody_foresaw_costs_one_file_or_is_shown(tmp_path):
     path = tmp_path / "a.png"
-    Image.new("RGB", (9, 7), "red").save(path)
+    photograph().save(path)
     item = Item(str(path), "image")
 
     def broken(image):

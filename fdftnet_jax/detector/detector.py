@@ -335,7 +335,7 @@ class Detector:
 
     def _view(self, image: Image) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
-            image = image_files.decode(image)
+            image = image_files.decode(image, self.preprocessing.decoding)
         image = np.asarray(image)
         if (
             image.ndim != 3

@@ -21,8 +21,9 @@ from fdftnet_jax.errors import UserError
 
 # What FFmpeg reads and people keep videos in.
 SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
-    *(".mpg", ".mts", ".ogv", ".vob", ".webm", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v"),
+    *(".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts"),
+    *(".vob", ".webm", ".wmv"),
 )
 DAMAGED = "damaged frame"
 CUT_SHORT = "video ends early"
