@@ -179,3 +179,23 @@ def test_a_part_that_would_fill_the_memory_is_left_out():
     picture = images.read(data[:33] + chunk + data[33:])
     np.testing.assert_array_equal(picture.pixels, pixels)
     assert "profile" in picture.notes[0]
+
+
+@pytest.mark.parametrize("quality", [50, 75, 90])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_zeros_in_place_of_the_end_of_an_interval_are_damage(quality, count):
+    data = encode(photograph(), "JPEG", quality=quality, restart_marker_blocks=1)
+    for marker in re.finditer(rb"\xff[\xd0-\xd9]", data):
+        end = marker.start()
+        if end < data.index(b"\xff\xda") + 30:
+            continue
+        changed = data[: end - count] + bytes(count) + data[end:]
+        try:
+            odd_files.check_jpeg(changed)
+        except ValueError:
+            try:
+                pixels = images.decode(changed)
+            except images.ImageError:
+                continue
+            # Only the ones behind its last code were missing.
+            np.testing.assert_array_equal(pixels, images.decode(data))

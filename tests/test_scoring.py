@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -222,3 +223,22 @@ def test_a_folder_of_an_earlier_run_is_split_as_it_was_then(tmp_path, monkeypatc
     # Rules on the paths of one folder need not fit another.
     assert lineage.data_config({"dir": "new"}).group_by == "folder"
     assert lineage.data_config({"dir": "third"}).group_by == "file"
+
+
+def test_pictures_are_decoded_as_for_the_detector_s_own_training(monkeypatch):
+    asked = []
+
+    def prepare(data, **_):
+        asked.append(data.decoding)
+        raise UserError("enough")
+
+    monkeypatch.setattr(scoring.datasets, "prepare", prepare)
+    # The set was also read by an earlier training, in another way.
+    seen = TrainedOn({"name": "toy", "decoding": "srgb"}, "0", "")
+    record = SimpleNamespace(
+        lineage=Lineage((seen,)),
+        preprocessing=preprocess.Preprocessing(decoding="stored"),
+    )
+    with pytest.raises(UserError, match="enough"):
+        scoring.open_data(SimpleNamespace(best=record), "test")
+    assert asked == ["stored"]

@@ -1,5 +1,6 @@
 """The detector that the package carries, and the examples of the API."""
 
+import dataclasses
 import doctest
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import photograph
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import fdftnet_jax
-from fdftnet_jax.data import toy
+from fdftnet_jax.data import images, toy
 from fdftnet_jax.detector import detector, file
 
 PICTURES = 40
@@ -65,3 +68,20 @@ def test_a_wheel_carries_it(tmp_path):
         assert b"fdftnet = fdftnet_jax.cli:main" in content.read(points)
     assert "fdftnet_jax/detector/toy.safetensors" in names
     assert not [name for name in names if name.startswith(("tests", "configs"))]
+
+
+def test_paths_are_decoded_as_the_detector_was_trained(tmp_path):
+    path = tmp_path / "half.png"
+    opacity = np.full((80, 80, 1), 140, np.uint8)
+    pixels = np.concatenate([photograph(80, 80), opacity], axis=-1)
+    Image.fromarray(pixels).save(path)
+    detector = fdftnet_jax.load("toy")
+    scores = []
+    for decoding in images.DECODINGS:
+        detector.preprocessing = dataclasses.replace(
+            detector.preprocessing, decoding=decoding
+        )
+        by_path, by_pixels = detector.score([path, images.decode(path, decoding)])
+        assert by_path == pytest.approx(by_pixels, abs=1e-6)
+        scores.append(by_path)
+    assert abs(scores[0] - scores[1]) > 1e-3
