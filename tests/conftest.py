@@ -84,9 +84,9 @@ def decoded(monkeypatch):
     paths = []
     read = images.read
 
-    def counting(source):
+    def counting(source, *decoding):
         paths.append(source)
-        return read(source)
+        return read(source, *decoding)
 
     monkeypatch.setattr(images, "read", counting)
     return paths

@@ -68,8 +68,8 @@ def whole():
         ("a.png", write(b"no image"), "not in an image format that is read here"),
         ("a.png", write(whole()[:600]), "image file is truncated"),
         ("a.png", write(b""), "empty"),
-        ("a.png", animation, "several frames or pages (an animation?)"),
-        ("a.webp", animation, "several frames or pages (an animation?)"),
+        ("a.png", animation, "several frames (an animation?); save one as a picture"),
+        ("a.webp", animation, "several frames (an animation?); save one as a picture"),
         ("a.jpg", write(whole()), "PNG data under the suffix .jpg"),
         ("a.JPEG", write(whole()), "PNG data under the suffix .jpeg"),
         ("a", write(whole()), "PNG data under the suffix (none)"),
@@ -92,7 +92,10 @@ def test_a_decompression_bomb(data, monkeypatch):
     Image.new("RGB", (64, 64)).save(Path(data.dir) / "real/bomb.png")
     with pytest.warns(UserWarning, match="left out 1 of 41"):
         datasets.prepare(data)
-    reason = "more than the 1,024 pixels that are read"
+    reason = (
+        "more than the 1,024 pixels that are read; cut out the part in question at its "
+        "own size"
+    )
     assert rejected(data) == {"real/bomb.png": reason}
 
 
@@ -167,9 +170,9 @@ def looked(monkeypatch):
     paths = []
     look = inspection.look
 
-    def counting(directory, file, pictures):
+    def counting(directory, file, *rest):
         paths.append(file.path)
-        return look(directory, file, pictures)
+        return look(directory, file, *rest)
 
     monkeypatch.setattr(inspection, "look", counting)
     return paths
@@ -213,7 +216,7 @@ def test_other_rules_need_no_other_look(data, looked):
     [
         lambda text: "",
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('{"version": [1, ', '{"version": [0, '),
+        lambda text: text.replace('{"version": [2, ', '{"version": [1, '),
         lambda text: text.replace(f'"{PIL.__version__}"', '"10.0"'),
     ],
 )
