@@ -86,7 +86,8 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
             image = _la(image)
         return image.getchannel("L"), image.getchannel("A")
     image = image if image.mode == "RGBA" else image.convert("RGBA")
-    return image.convert("RGB"), image.getchannel("A")
+    opacity = image.getchannel("A")
+    return image.convert("RGB"), None if opacity.getextrema() == (255, 255) else opacity
 
 
 def _la(image: Image.Image) -> Image.Image:

@@ -318,8 +318,9 @@ def _decode_any(
 ) -> tuple[np.ndarray, list[str]]:
     """Decodes with Pillow; checks what it does not."""
     notes = _check_whole(image, data)
-    upright = ImageOps.exif_transpose(image)
-    plain = _eight_bits(upright, getattr(image, "tag_v2", {}))
+    tags = getattr(image, "tag_v2", {})
+    ImageOps.exif_transpose(image, in_place=True)
+    plain = _eight_bits(image, tags)
     if decoding == "stored":
         return np.array(_without_alpha(plain)), notes
     plain, opacity = colours.split_alpha(plain)
@@ -330,7 +331,7 @@ def _decode_any(
     elif plain.mode != "RGB":
         plain = plain.convert("RGB")
     if opacity is not None:
-        if np.mean(np.asarray(opacity) < 128) > 0.5:
+        if 2 * sum(opacity.histogram()[:128]) > opacity.width * opacity.height:
             raise ValueError("nothing to judge: most of the picture is invisible")
         plain = colours.over_white(plain, opacity)
     return np.array(plain), notes

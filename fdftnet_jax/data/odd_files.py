@@ -19,6 +19,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LONG_TEXT = 2**20
 # The largest profiles, with tables for four inks, have some 4 MB.
 _LARGEST_PROFILE = 2**24
+# Bytes of a PNG's rows that are counted at a time.
+_PART = 2**24
 # Zero bytes that an interval of a JPEG may end with and need.
 _OWN_ZEROS = 2
 _MARKER = re.compile(rb"\xff+[\x01-\xfe]")
@@ -272,5 +274,10 @@ def check_png(data: bytes) -> None:
         if columns > 0:
             # A row begins with the number of its filter.
             expected += max(rows, 0) * (1 + -(-columns * bits // 8))
-    if len(zlib.decompressobj().decompress(packed, expected)) < expected:
-        raise ValueError("image file is truncated")
+    inflater, rest = zlib.decompressobj(), bytes(packed)
+    while expected > 0:
+        part = inflater.decompress(rest, min(expected, _PART))
+        if not part:
+            raise ValueError("image file is truncated")
+        expected -= len(part)
+        rest = inflater.unconsumed_tail
