@@ -73,7 +73,7 @@ class TrainedOn:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainedOn":
         """Rebuilds what `to_dict` gave."""
         return cls(
-            # (As version 0.2 and before read all pictures.)
+            # Trainings before this field existed read the numbers of the file.
             data={"decoding": "stored", **values["data"]},
             fingerprint=values["dataset"],
             directory=values["directory"],

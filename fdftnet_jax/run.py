@@ -109,7 +109,7 @@ class Run:
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises UserError where the run has another config."""
-        # (As runs before version 0.3 are.)
+        # Runs before this field existed read the numbers of the file.
         old = {"data.decoding": "stored", **_flat(self.config)}
         new = _flat(json.loads(config.to_json()))
         changed = [

@@ -58,22 +58,25 @@ def curve(gamma):
 
 
 def profile(name, gamma=None):
-    """An ICC profile (version 2) of a matrix and three equal curves."""
-    columns = (_TO_D50 @ _TO_XYZ[name]).T
-    text = b"desc\0\0\0\0\0\0\0\2x\0" + bytes(4 + 4 + 2 + 1 + 67 + 1)
-    xyz = [b"XYZ \0\0\0\0" + b"".join(map(fixed, c)) for c in columns]
+    """An ICC profile (version 2): a matrix and equal curves, or 'grey' and a curve."""
     white = b"XYZ \0\0\0\0" + b"".join(map(fixed, (0.9642, 1, 0.8249)))
-    tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), xyz, strict=True))
-    tags |= {b"desc": text, b"wtpt": white}
-    tags |= {name: curve(gamma) for name in (b"rTRC", b"gTRC", b"bTRC")}
+    text = b"desc\0\0\0\0\0\0\0\2x\0" + bytes(4 + 4 + 2 + 1 + 67 + 1)
+    tags = {b"desc": text, b"wtpt": white}
+    if name == "grey":
+        tags[b"kTRC"] = curve(gamma)
+    else:
+        for channel, column in zip(b"rgb", (_TO_D50 @ _TO_XYZ[name]).T, strict=True):
+            xyz = b"XYZ \0\0\0\0" + b"".join(map(fixed, column))
+            tags |= {b"%cXYZ" % channel: xyz, b"%cTRC" % channel: curve(gamma)}
     place, table, body = 128 + 4 + 12 * len(tags), b"", b""
     for tag, data in tags.items():
         data += bytes(-len(data) % 4)
         table += tag + (place + len(body)).to_bytes(4, "big")
         table += len(data).to_bytes(4, "big")
         body += data
-    header = bytes(8) + b"\2\x10\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
-    header += b"".join(map(fixed, (0.9642, 1, 0.8249)))
+    space = b"GRAY" if name == "grey" else b"RGB "
+    header = bytes(8) + b"\2\x10\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + b"".join(map(fixed, (0.9642, 1, 0.8249)))
     whole = header.ljust(128, b"\0") + len(tags).to_bytes(4, "big") + table + body
     return len(whole).to_bytes(4, "big") + whole[4:]
 
@@ -115,6 +118,20 @@ def test_colours_become_srgb(name, gamma, fmt):
     stored = images.decode(data, "stored")
     expected = converted(stored, name, gamma)
     assert np.abs(expected - stored).max() > 20
+    np.testing.assert_allclose(images.decode(data), expected, atol=2)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_grey_becomes_srgb(fmt):
+    grey = np.kron(np.arange(0, 256, 5, np.uint8)[None], np.ones((16, 16), np.uint8))
+    options = {"quality": 100} if fmt == "JPEG" else {}
+    data = encode(
+        Image.fromarray(grey), fmt, icc_profile=profile("grey", 1.8), **options
+    )
+    stored = images.decode(data, "stored")
+    # As old Macintoshes showed it; a profile holds 461 / 256.
+    expected = 255 * srgb_from_linear((stored / 255) ** (461 / 256))
+    assert np.abs(expected - stored).max() > 10
     np.testing.assert_allclose(images.decode(data), expected, atol=2)
 
 

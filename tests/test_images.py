@@ -91,7 +91,7 @@ def test_transparency_is_over_white_or_dropped(data, stored, opacity):
     "data", [solid("RGBA", (9, 9, 9, 20)), palette(transparency=1)]
 )
 def test_an_invisible_picture_is_not_read(data):
-    with pytest.raises(images.ImageError, match="most of the picture is invisible"):
+    with pytest.raises(images.ImageError, match="most of the picture is transparent"):
         images.decode(data)
     assert images.decode(data, "stored").shape == (3, 4, 3)
 
@@ -235,27 +235,29 @@ def test_heic_without_its_package_says_what_to_install(tmp_path):
         [sys.executable, "-c", code, path], capture_output=True, text=True
     )
     assert run.stdout == "HEIF\n"
-    assert "pip install 'fdftnet_jax[heif]'" in run.stderr.splitlines()[-1]
+    assert "pip install pi-heif" in run.stderr.splitlines()[-1]
 
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
-    at_work, most = [], []
+    at_work, counts = [], []
 
     def decode(*_):
         at_work.append(1)
-        most.append(len(at_work))
+        counts.append(len(at_work))
         time.sleep(0.02)
         at_work.pop()
         return np.zeros((1, 1, 3), np.uint8), []
 
     monkeypatch.setattr(images, "_decode_any", decode)
     data = encode(photograph(64, 48))
-    for large, expected in ((64 * 48, 4), (64 * 48 - 1, 1)):
+    most = []
+    for large in (64 * 48, 64 * 48 - 1):
         monkeypatch.setattr(images, "_LARGE", large)
         with futures.ThreadPoolExecutor(4) as pool:
             list(pool.map(images.decode, [data] * 8))
-        assert max(most) <= expected
-        most.clear()
+        most.append(max(counts))
+        counts.clear()
+    assert most[0] > 1 and most[1] == 1
 
 
 def test_suffixes_are_pillow_s():

@@ -111,8 +111,8 @@ class TestKinds:
         random = np.random.default_rng(0)
         palette = random.integers(0, 65536, (3, size), np.uint16)
         indices = random.integers(0, size, (40, 56)).astype(dtype)
-        if "predictor" in options:
-            pytest.skip("differences of indices: nobody writes them")
+        # (Nobody writes the differences of indices.)
+        options = {name: v for name, v in options.items() if name != "predictor"}
         data = written(
             indices,
             photometric="palette",
@@ -184,7 +184,4 @@ def test_a_strip_without_its_size():
     data = bytearray(written(RGB, photometric="rgb"))
     entry = data.index((279).to_bytes(2, "little") + (4).to_bytes(2, "little"))
     data[entry : entry + 2] = (65000).to_bytes(2, "little")
-    try:
-        np.testing.assert_array_equal(images.decode(bytes(data)), RGB)
-    except images.ImageError as error:
-        assert not error.reason.isdigit()
+    np.testing.assert_array_equal(images.decode(bytes(data)), RGB)

@@ -14,16 +14,43 @@ _STEPS = 18
 Transform = ImageCms.ImageCmsTransform
 
 
+def show(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
+    """Shows a picture in sRGB, over white.
+
+    Args:
+      image: of any mode with 8 bits a value.
+      profile: an ICC profile, None or empty for sRGB.
+
+    Returns:
+      The picture in mode 'RGB', and a note, '' where there is nothing to say.
+
+    Raises:
+      ValueError: most of the picture is transparent.
+    """
+    colours, opacity = _split_alpha(image)
+    transform, note = to_srgb(profile, colours.mode)
+    if transform is not None:
+        colours = apply(colours, transform)
+    elif colours.mode != "RGB":
+        colours = colours.convert("RGB")
+    if opacity is not None:
+        if 2 * sum(opacity.histogram()[:128]) > opacity.width * opacity.height:
+            raise ValueError("most of the picture is transparent")
+        white = Image.new("RGB", colours.size, "white")
+        colours = Image.composite(colours, white, opacity)
+    return colours, note
+
+
 def to_srgb(profile: bytes | None, mode: str) -> tuple[Transform | None, str]:
-    """The way from a colour profile to sRGB.
+    """Finds the transform from a colour profile to sRGB.
 
     Args:
       profile: an ICC profile, None or empty for sRGB.
       mode: of the picture, 'L', 'RGB' or 'CMYK'.
 
     Returns:
-      What `ImageCms.applyTransform` takes, to mode 'RGB', or None where the profile
-      changes nothing or cannot be used; and a note, '' where there is nothing to say.
+      A transform for `apply`, None where the profile changes nothing or cannot be used;
+      and a note, '' where there is nothing to say.
     """
     if not profile:
         return None, ""
@@ -34,9 +61,16 @@ def to_srgb(profile: bytes | None, mode: str) -> tuple[Transform | None, str]:
         return None, "its colour profile is broken or of another kind, and is ignored"
 
 
-@functools.lru_cache(maxsize=32)
+def apply(image: Image.Image, transform: Transform) -> Image.Image:
+    """Converts a picture by a transform of `to_srgb`; the result has mode 'RGB'."""
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # None is for transforms in place.
+    return converted
+
+
+@functools.lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> Transform | None:
-    """A perceptual transform; None where it changes nothing.
+    """The perceptual transform of a profile; None where it changes nothing.
 
     Raises:
       PyCMSError: the profile cannot be used for this mode.
@@ -60,45 +94,22 @@ def _transform(profile: bytes, mode: str) -> Transform | None:
     return None if np.abs(before - after).max() <= _ROUNDING else transform
 
 
-def apply(image: Image.Image, transform: Transform) -> Image.Image:
-    """Converts a picture by a transform of `to_srgb`; in mode 'RGB'."""
-    converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None
-    return converted
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Splits a picture into colours ('L', 'RGB' or 'CMYK') and opacity ('L', or None).
 
-
-def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Splits a picture into its colours, not premultiplied, and its opacity.
-
-    Args:
-      image: of any mode but those of 16 bits and more a value.
-
-    Returns:
-      The colours in mode 'L', 'RGB' or 'CMYK'; and the opacity in mode 'L', 255 for
-      opaque, None where all is.
+    The colours are not premultiplied. The opacity is 255 where nothing shines through.
     """
     if image.mode in ("L", "RGB", "CMYK") and "transparency" not in image.info:
         return image, None
     if not image.has_transparency_data:
         return image.convert("L" if image.mode == "1" else "RGB"), None
-    if image.mode in ("La", "LA"):
-        if image.mode == "La":
-            image = _la(image)
-        return image.getchannel("L"), image.getchannel("A")
-    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    if image.mode == "La":
+        # Pillow cannot divide grey values by their opacity.
+        grey, alpha = np.moveaxis(np.asarray(image).astype(np.uint16), -1, 0)
+        divided = np.minimum(np.rint(grey * 255 / np.maximum(alpha, 1)), 255)
+        return Image.fromarray(divided.astype(np.uint8)), image.getchannel(1)
+    image = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
     opacity = image.getchannel("A")
-    return image.convert("RGB"), None if opacity.getextrema() == (255, 255) else opacity
-
-
-def _la(image: Image.Image) -> Image.Image:
-    """Divides premultiplied grey values by their opacity (Pillow cannot)."""
-    grey, opacity = np.moveaxis(np.asarray(image).astype(np.uint16), -1, 0)
-    shown = np.minimum(np.rint(grey * 255 / np.maximum(opacity, 1)), 255)
-    both = np.stack([shown, opacity], axis=-1).astype(np.uint8)
-    return Image.fromarray(both, "LA")
-
-
-def over_white(colours: Image.Image, opacity: Image.Image) -> Image.Image:
-    """Lays colours [mode 'RGB'] over white by their opacity [mode 'L']."""
-    white = Image.new("RGB", colours.size, "white")
-    return Image.composite(colours, white, opacity)
+    opaque = opacity.getextrema() == (255, 255)
+    colours = image.convert("L" if image.mode == "LA" else "RGB")
+    return colours, None if opaque else opacity

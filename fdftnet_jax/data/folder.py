@@ -45,7 +45,7 @@ class Rules:
     duplicates: str = "error"
     across_splits: bool = True
     max_rejected: float = 0.05
-    decoding: str = images.DECODINGS[0]
+    decoding: str = "srgb"
 
     def check(self) -> None:
         """Raises UserError for an unknown way with duplicates."""
@@ -116,7 +116,7 @@ class Folder:
     examples: Mapping[str, Sequence[Example]]
     expected: Sequence[str]
     findings: Mapping[str, Finding]
-    decoding: str = images.DECODINGS[0]
+    decoding: str = "srgb"
     advice: Advice = Advice()
     duplicates: tuple[leaks.Duplicates, ...] = ()
     near_twins: tuple[leaks.Twins, ...] = ()

@@ -61,7 +61,7 @@ _FORMATS = (
     "TGA",
 )
 _NO_HEIF = (
-    "HEIC and HEIF pictures need pi-heif: pip install 'fdftnet_jax[heif]', or save "
+    "HEIC and HEIF pictures need another package; give `pip install pi-heif`, or save "
     "them as JPEG"
 )
 # How a HEIF file's first box names what follows; AVIF's, which Pillow reads, is not
@@ -112,9 +112,9 @@ class ImageError(UserError):
     """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(
-            f"expected an image, cannot read {name}: {reason}; replace or remove it"
-        )
+        # (Some reasons end with advice of their own.)
+        advice = "" if "; " in reason else "; replace or remove it"
+        super().__init__(f"expected an image, cannot read {name}: {reason}{advice}")
         self.reason = reason
 
 
@@ -138,9 +138,7 @@ class Picture(NamedTuple):
         return int(np.abs(tables - np.array(self.luminance)).sum(axis=1).argmin()) + 1
 
 
-def decode(
-    source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]
-) -> np.ndarray:
+def decode(source: bytes | str | os.PathLike, decoding: str = "srgb") -> np.ndarray:
     """Decodes an image of any size and mode to RGB; see `read`.
 
     Args:
@@ -164,6 +162,7 @@ def nothing_to_judge(pixels: np.ndarray) -> str:
             f"nothing to judge: {width} x {height} pixels, at least {_LEAST_SIDE} on "
             "each side"
         )
+    # The first row rules most pictures out.
     if np.ptp(pixels[0], axis=0).max() <= _ONE_COLOUR:
         lowest, highest = (f(pixels, axis=(0, 1)) for f in (np.min, np.max))
         if (highest - lowest).max() <= _ONE_COLOUR:
@@ -171,7 +170,7 @@ def nothing_to_judge(pixels: np.ndarray) -> str:
     return ""
 
 
-def read(source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]) -> Picture:
+def read(source: bytes | str | os.PathLike, decoding: str = "srgb") -> Picture:
     """Reads a whole, single image of any size and mode, or nothing.
 
     With the decoding 'srgb', values are those that a viewer shows: colours are
@@ -181,7 +180,7 @@ def read(source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]) -> Pic
     round(v / 257) (Pillow itself reads 16-bit colours, to 8 bits), float values in
     [0, 1] become round(255 v), CMYK without a profile becomes (255 - C)(255 - K) / 255
     and so on. EXIF orientation is applied. Of the pages of a TIFF, and of the pictures
-    that a phone stores in one JPEG (MPO) or HEIC, the first is read.
+    that a phone stores in one JPEG (MPO) or HEIC, the first one is read.
 
     Decoders fill up what is missing in a damaged file. So a PNG's checksums are
     compared, a JPEG's entropy code is checked for every error that its decoder would
@@ -217,6 +216,9 @@ def read(source: bytes | str | os.PathLike, decoding: str = DECODINGS[0]) -> Pic
         reason = error.strerror or str(error)
         if reason.startswith("decoder error"):
             reason = "damaged, or packed in a way that is not read here"
+    # (Of a key that is missing, only the number would be shown.)
+    except KeyError:
+        reason = "damaged: its description is not complete"
     # Pillow reports damaged headers and chunks with exceptions of every kind.
     except Exception as error:
         reason = str(error)
@@ -283,8 +285,8 @@ def _read(data: bytes, decoding: str) -> Picture:
         tables = getattr(image, "quantization", None)
         luminance = tuple(tables[min(tables)]) if tables else None
         with _large_lock if number > _LARGE else contextlib.nullcontext():
-            decode_all = _decode_jpeg if _is_plain_jpeg(image) else _decode_any
-            pixels, more = decode_all(image, data, decoding, profile)
+            decode = _decode_jpeg if _is_plain_jpeg(image) else _decode_any
+            pixels, more = decode(image, data, decoding, profile)
         return Picture(pixels, format_name, luminance, (*notes, *more))
 
 
@@ -323,18 +325,8 @@ def _decode_any(
     plain = _eight_bits(image, tags)
     if decoding == "stored":
         return np.array(_without_alpha(plain)), notes
-    plain, opacity = colours.split_alpha(plain)
-    transform, note = colours.to_srgb(profile, plain.mode)
-    notes += [note] * bool(note)
-    if transform is not None:
-        plain = colours.apply(plain, transform)
-    elif plain.mode != "RGB":
-        plain = plain.convert("RGB")
-    if opacity is not None:
-        if 2 * sum(opacity.histogram()[:128]) > opacity.width * opacity.height:
-            raise ValueError("nothing to judge: most of the picture is invisible")
-        plain = colours.over_white(plain, opacity)
-    return np.array(plain), notes
+    shown, note = colours.show(plain, profile)
+    return np.array(shown), notes + [note] * bool(note)
 
 
 def _check_whole(image: Image.Image, data: bytes) -> list[str]:

@@ -33,7 +33,7 @@ def look(
     directory: str,
     file: File,
     pictures: caches.Pictures | None = None,
-    decoding: str = images.DECODINGS[0],
+    decoding: str = "srgb",
 ) -> Finding:
     """Reads one file of a folder; keeps its picture for the record, if asked to."""
     path = os.path.join(directory, file.path)
@@ -84,7 +84,7 @@ def inspect(
     *,
     part: str = "",
     pictures: caches.Pictures | None = None,
-    decoding: str = images.DECODINGS[0],
+    decoding: str = "srgb",
 ) -> dict[str, Finding]:
     """Looks at the files of a folder, in parallel, or remembers them.
 

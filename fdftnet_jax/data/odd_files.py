@@ -43,10 +43,10 @@ def check_jpeg(data: bytes) -> None:
 def mend_jpeg(data: bytes) -> tuple[bytes, list[str]]:
     """Makes a JPEG that is odd in its form alone one that decodes without a warning.
 
-    The picture stays the same. What is mended: parameters of a baseline scan that have
-    one valid value and hold another (Samsung), versions of JFIF that do not exist,
-    unknown values of Adobe's colour transform, bytes between the segments of the
-    header, and zero bytes behind complete restart intervals (webcams).
+    The picture stays the same. What is mended: parameters of a baseline scan that are
+    zero (Samsung), versions of JFIF that do not exist, unknown values of Adobe's colour
+    transform, bytes between the segments of the header, and zero bytes behind whole
+    restart intervals (webcams).
 
     Args:
       data: of a JPEG file that `check_jpeg` refuses.
@@ -108,17 +108,17 @@ class _Header:
 
     def _take(self, kind: int, segment: bytearray) -> None:
         """Takes what a segment says, and mends it."""
-        if kind in _FRAMES and len(segment) >= 8 + 3 * segment[7]:
+        if kind in _FRAMES:
             self.frame, self.size_at = kind, len(self.data) + 2 + 3
-            factors = segment[9 : 8 + 3 * segment[7] : 3]
+            factors = segment[9::3]
             self.sampling = tuple((both >> 4, both & 15) for both in factors)
         elif kind == _RESTARTS:
             self.interval = int.from_bytes(segment[2:4], "big")
-        elif kind == _APP0 and segment[2:7] == b"JFIF\0" and segment[7] != 1:
-            self.notes.append(f"JFIF version {segment[7]}")
-            segment[7] = 1
+        elif kind == _APP0 and segment[2:7] == b"JFIF\0" and segment[7:8] != b"\1":
+            self.notes.append("unknown version of JFIF")
+            segment[7:8] = b"\1"
         elif kind == _START_OF_SCAN:
-            self.scanned = segment[2]
+            self.scanned = int.from_bytes(segment[2:3], "big")
             if self.frame in _BASELINE and segment[-3:] == bytes(3):
                 self.notes.append("wrong parameters of its scan")
                 segment[-3:] = _ONE_SCAN
@@ -133,10 +133,10 @@ class _Header:
 def _without_zeros(header: _Header, rest: bytes) -> bytes:
     """Takes out the zero bytes that follow complete restart intervals.
 
-    An interval may end with a zero byte of its own. So each that ends with zeros is
-    decoded as a picture by itself: as many stay as it takes to decode it whole. Where
-    it takes one or two, they may also be what a disk filled up a missing end with: then
-    as many must follow as follow an interval that takes none.
+    Each interval that ends with zeros is decoded as a picture by itself, without them.
+    If it is not whole, one or two of the zeros may be its own, which stay; or its end
+    was lost and filled up with zeros. To be sure, the number of zeros behind it must be
+    one that is also found behind an interval that is whole without any.
 
     Args:
       header: of the file.
@@ -145,7 +145,12 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
     Raises:
       ValueError: an interval is not whole, or the file is of another kind.
     """
-    if header.frame not in _BASELINE or header.scanned != len(header.sampling):
+    factors = [factor for both in header.sampling for factor in both]
+    if (
+        header.frame not in _BASELINE
+        or header.scanned != len(header.sampling)
+        or not all(factors)
+    ):
         raise ValueError("the picture's data is corrupt")
     across, down = (max(factors) for factors in zip(*header.sampling, strict=True))
     if header.scanned == 1:
@@ -154,7 +159,9 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
     columns, rows = -(-width // (8 * across)), -(-height // (8 * down))
     left, place = columns * rows, 0
     parts: list[bytes] = []
-    extra: dict[bool, set[int]] = {False: set(), True: set()}
+    # Numbers of zeros behind intervals that need none of them, and that need some.
+    sure: set[int] = set()
+    unsure: set[int] = set()
     for marker in re.finditer(rb"\xff+[\xd0-\xd9]", rest):
         data = rest[place : marker.start()]
         count = min(header.interval or left, left)
@@ -164,31 +171,42 @@ def _without_zeros(header: _Header, rest: bytes) -> bytes:
             size = shape[0] * 8 * down, shape[1] * 8 * across
             if max(size) > 65535:
                 raise ValueError("the picture's data is corrupt")
-            own, needed = _own(header.of_size(*size), data)
-            extra[needed].add(len(data) - len(own))
-            data = own
+            interval, complete = _interval(header.of_size(*size), data)
+            (sure if complete else unsure).add(len(data) - len(interval))
+            data = interval
         parts += [data, marker[0]]
         left -= count
         place = marker.end()
         if marker[0][-1] == _END:
             break
-    if not extra[True] <= extra[False]:
+    if unsure - sure:
         raise ValueError("the picture's data is corrupt")
     return b"".join(parts) + rest[place:]
 
 
-def _own(header: bytes, data: bytes) -> tuple[bytes, bool]:
-    """The data of one interval without the zeros behind it; and if some are its own."""
+def _interval(header: bytes, data: bytes) -> tuple[bytes, bool]:
+    """Takes the zeros behind an interval off.
+
+    Args:
+      header: of a picture of this interval alone.
+      data: of the interval, with zeros behind it.
+
+    Returns:
+      The interval, and whether it is whole without any of these zeros.
+
+    Raises:
+      ValueError: it is not whole with `_OWN_ZEROS` of them either.
+    """
     short = data.rstrip(b"\0")
     if short.endswith(b"\xff"):
         short += b"\0"
     for count in range(min(_OWN_ZEROS, len(data) - len(short)) + 1):
-        own = short + count * b"\0"
+        interval = short + count * b"\0"
         try:
-            check_jpeg(header + own + b"\xff\xd9")
+            check_jpeg(header + interval + b"\xff\xd9")
         except ValueError:
             continue
-        return own, count > 0
+        return interval, count == 0
     raise ValueError("the picture's data is corrupt")
 
 
@@ -211,20 +229,21 @@ def without_long_text(data: bytes) -> tuple[bytes, bytes | None, list[str]]:
     Returns:
       The file without them; the colour profile, where it is one of them; and notes.
     """
-    profile, notes, kept, place = None, [], bytearray(), len(PNG_SIGNATURE)
-    kept += data[:place]
+    profile, notes, parts = None, [], []
+    start = place = len(PNG_SIGNATURE)
+    kept = data[:start]
     for kind, body, _ in png_chunks(data):
-        end = place + 12 + len(body)
+        size = 12 + len(body)
         if kind in (b"tEXt", b"iTXt", b"zTXt") and _text_size(kind, body) > _LONG_TEXT:
-            notes.append("more than 1 MB of text in it")
+            notes = ["more than 1 MB of text in it"]
         elif kind == b"iCCP" and len(large := _inflated(kind, body)) > _LONG_TEXT:
             profile = large
         else:
-            kept += data[place:end]
-        place = end
-    if len(kept) == len(data):
-        return data, None, []
-    return bytes(kept), profile, list(dict.fromkeys(notes))
+            place += size
+            continue
+        parts.append(data[start:place])
+        start = place = place + size
+    return kept + b"".join(parts) + data[start:] if parts else data, profile, notes
 
 
 def _text_size(kind: bytes, body: bytes) -> int:

@@ -70,7 +70,7 @@ class Preprocessing:
         from edge to edge.
       scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
       decoding: one of `images.DECODINGS`, for `images.read`; 'srgb' shows colours as a
-        viewer does, 'stored' is what records before version 0.3 stand for.
+        viewer does, 'stored' is what a record without this field stands for.
 
     Raises:
       UserError: at construction, if a value is unknown.
@@ -81,7 +81,7 @@ class Preprocessing:
     filter: str = "bilinear"
     scaling: str = "minus_one_one"
     grid: int = 1
-    decoding: str = images.DECODINGS[0]
+    decoding: str = "srgb"
 
     def __post_init__(self) -> None:
         known: dict[str, Iterable[str]] = {

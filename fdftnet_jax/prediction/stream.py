@@ -41,7 +41,7 @@ class Content(NamedTuple):
     video: VideoResult | None = None
 
 
-class Seen(NamedTuple):
+class Crops(NamedTuple):
     """What is scored of a picture."""
 
     crops: list[np.ndarray]  # [h, w, 3] uint8 of its faces, or itself.
@@ -98,7 +98,7 @@ class Reader:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             return Content(item, kind, reason=f"unexpected error, {text}")
 
-    def picture(self, path: str) -> Seen:
+    def picture(self, path: str) -> Crops:
         """Reads what is scored of a picture.
 
         Raises:
@@ -107,12 +107,12 @@ class Reader:
         picture = images.read(path, self._preprocessing.decoding)
         pixels = picture.pixels
         if reason := images.nothing_to_judge(pixels):
-            return Seen([], [], reason, picture.notes)
+            return Crops([], [], reason, picture.notes)
         if self._find is None:
-            return Seen([pixels], [None], "", picture.notes)
+            return Crops([pixels], [None], "", picture.notes)
         cut, reason = self._find(pixels)
         crops, boxes = [face.crop for face in cut], [face.box for face in cut]
-        return Seen(crops, boxes, reason, picture.notes)
+        return Crops(crops, boxes, reason, picture.notes)
 
     def _picture(self, item: Item) -> Content:
         seen = self.picture(item.path)

@@ -106,7 +106,7 @@ def _run(config: ml_collections.ConfigDict) -> Start:
         )
     trained = record.preprocessing
     wanted = preprocessing(config, config.data.scaling or trained.scaling)
-    # The view is a new run's own choice.
+    # The view and the decoding are a new run's own choice.
     if (trained.size, trained.scaling) != (wanted.size, wanted.scaling):
         raise UserError(
             f"{config.init_from} was trained on {trained.to_dict()}, the config asks "
