@@ -41,6 +41,13 @@ def main() -> None:
         f"  crops     {found.crops}, listed in {output / 'manifest.csv'}\n"
         f"  rejected  {reasons or 'nothing'}, listed in {output / 'rejected.csv'}"
     )
+    if found.left_aside:
+        number = counted(sum(found.left_aside.values()), "file")
+        suffixes = ", ".join(
+            f"{count} {suffix or 'without a suffix'}"
+            for suffix, count in found.left_aside.items()
+        )
+        print(f"  no videos {number} left aside: {suffixes}")
     print(f"train on them:\n  {_training(output)}")
 
 

@@ -103,7 +103,9 @@ def is_picture(data):
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    frames = [drawn_videos.canvas(48, 64, (6 * i, 90, 80)) for i in range(31)]
+    canvases = [drawn_videos.canvas(48, 64, (6 * i, 90, 80)) for i in range(31)]
+    # (Frames of one colour are not judged.)
+    frames = [drawn_videos.rectangle(20, 10, 9, 9, image=c) for c in canvases]
     return {
         suffix: drawn_videos.write(folder / f"film{suffix}", frames).read_bytes()
         for suffix in (".avi", ".mp4")

@@ -4,9 +4,12 @@ Detectors are libraries' own, behind one interface, `FaceDetector`. What they ne
 imported when one is constructed.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -14,7 +17,6 @@ import cv2.data
 import numpy as np
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.faces import videos
 
 
 class Face(NamedTuple):
@@ -105,7 +107,7 @@ class Mtcnn:
         self.version()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # TensorFlow greets on standard error.
-        with videos.quiet():
+        with _quiet():
             import mtcnn
             import tensorflow as tf
 
@@ -190,3 +192,17 @@ def square_around(face: Face, margin: float, height: int, width: int) -> Square:
     x = (2 * face.x + face.width - side) // 2
     y = (2 * face.y + face.height - side) // 2
     return Square(min(max(x, 0), width - side), min(max(y, 0), height - side), side)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what libraries print to standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

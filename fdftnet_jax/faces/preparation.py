@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import importlib.metadata
 import io
 import json
 import math
@@ -26,9 +27,9 @@ import ml_collections
 from tqdm import tqdm
 
 from fdftnet_jax import checks, files
-from fdftnet_jax.data import splits
-from fdftnet_jax.errors import Interrupted, UserError
-from fdftnet_jax.faces import choice, videos, workers
+from fdftnet_jax.data import kinds, splits
+from fdftnet_jax.errors import Interrupted, UserError, counted
+from fdftnet_jax.faces import choice, workers
 from fdftnet_jax.faces.crops import (
     INCOMPLETE,
     RECORD,
@@ -47,6 +48,8 @@ MANIFEST = (
 )
 REJECTED = ("video", "frame", "reason", "detail")
 UNREADABLE = "unreadable video"
+# Shown where there are no videos.
+_USUAL = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
 class Summary(NamedTuple):
@@ -56,6 +59,7 @@ class Summary(NamedTuple):
     new: int  # Of them, prepared now.
     changed: int  # Of those, for another time, because the file has changed.
     unreadable: int
+    left_aside: dict[str, int]  # Files of the input that are no videos, by suffix.
     crops: int
     rejected: dict[str, int]  # Frames by reason, the most frequent first.
     seconds: float
@@ -95,7 +99,7 @@ def prepare(
     detector = detectors[config.detector]
     rules = _rules(config, detector)
     output = Path(splits.resolve(output))
-    tasks = _tasks(splits.resolve(source), output)
+    tasks, left_aside = _tasks(splits.resolve(source), output)
     for task in tasks:
         _source_of(task.video, config.source_by)
     files.check_no_input(output, "--output", [source])
@@ -123,6 +127,7 @@ def prepare(
         new=len(new) - len(failures),
         changed=changed,
         unreadable=len(failures),
+        left_aside=left_aside,
         crops=crops,
         rejected=rejected,
         seconds=time.monotonic() - start,
@@ -157,12 +162,17 @@ def _preparation(detector: type[FaceDetector], rules: Rules) -> dict[str, Any]:
         "schema_version": 1,
         "detector_version": detector.version(),
         "opencv": cv2.__version__,
+        "pyav": importlib.metadata.version("av"),
         **dataclasses.asdict(rules),
     }
 
 
-def _tasks(source: str, output: Path) -> list[Task]:
-    """Lists the videos of a folder, sorted by path, or the one that `source` is."""
+def _tasks(source: str, output: Path) -> tuple[list[Task], dict[str, int]]:
+    """Lists the videos of a folder, sorted by path, or the one that `source` is.
+
+    Returns:
+      The videos, and how many other files there are, by suffix.
+    """
     root = Path(source)
     if not root.exists():
         raise UserError(
@@ -170,7 +180,7 @@ def _tasks(source: str, output: Path) -> list[Task]:
             "give its path with --input=PATH"
         )
     if root.is_file():
-        root, listed = root.parent, [root.name]
+        root, paths, left_aside = root.parent, [root.name], Counter[str]()
     else:
         try:
             listed = sorted(splits.walk(root))
@@ -180,11 +190,14 @@ def _tasks(source: str, output: Path) -> list[Task]:
                 f"{error.strerror or error}; change its permissions, or move it "
                 "elsewhere"
             ) from error
-    paths = [p for p in listed if PurePosixPath(p).suffix.lower() in videos.SUFFIXES]
+        paths = [p for p in listed if kinds.kind_of(str(root / p)) == kinds.VIDEO]
+        others = sorted(set(listed) - set(paths))
+        left_aside = Counter(PurePosixPath(p).suffix.lower() for p in others)
     if not paths:
         raise UserError(
-            f"expected videos ({' '.join(videos.SUFFIXES)}) in {source}, found "
-            f"{len(listed)} files of other kinds; give another --input"
+            f"expected videos (such as {' '.join(_USUAL)}) in {source}, found "
+            f"{counted(left_aside.total(), 'file')} of other kinds; give another "
+            "--input"
         )
     folders: dict[PurePosixPath, str] = {}
     for path in paths:
@@ -197,10 +210,11 @@ def _tasks(source: str, output: Path) -> list[Task]:
                     f"found {folders[other]} and {path}, whose crops would go to "
                     f"{other}/ and {folder}/; rename one of them"
                 )
-    return [
+    tasks = [
         Task(path, str(root / path), str(output / PurePosixPath(path).with_suffix("")))
         for path in paths
     ]
+    return tasks, dict(left_aside.most_common())
 
 
 def _source_of(video: str, source_by: str) -> str:

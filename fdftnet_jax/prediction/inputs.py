@@ -14,12 +14,11 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from fdftnet_jax.data import images
+from fdftnet_jax.data import kinds
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.faces import videos
 from fdftnet_jax.files import Identity, identity, printable
 
-IMAGE, VIDEO, FOLDER = "image", "video", "folder"
+IMAGE, VIDEO, FOLDER = kinds.IMAGE, kinds.VIDEO, "folder"
 STDIN = "-"
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -28,7 +27,7 @@ class Item(NamedTuple):
     """A file to be scored, or a path where there is none, and why."""
 
     path: str  # Bytes that are no UTF-8 are surrogates, as Python has them.
-    kind: str  # IMAGE or VIDEO by its suffix; FOLDER or '' with a reason.
+    kind: str  # IMAGE or VIDEO, see `kinds`; FOLDER or '' with a reason.
     reason: str = ""  # Why there is nothing to score; '' for a file.
 
 
@@ -37,7 +36,7 @@ class Skipped:
     """Counts of what was left out of folders.
 
     Attributes:
-      other: files that are, by their suffix, neither images nor videos.
+      other: files that are neither images nor videos (see `kinds`).
       hidden: files and folders whose names start with a dot.
       visited: links to folders that were visited already.
       own: folders that the command itself writes to.
@@ -143,7 +142,8 @@ def _path(path: str, own: Collection[Identity], skipped: Skipped) -> Iterator[It
         yield Item(path, "", str(error))
     else:
         if not stat.S_ISDIR(mode):
-            yield Item(path, _kind(path) or IMAGE)
+            # What it is, if it is anything, is found out when it is read.
+            yield Item(path, kinds.kind_of(path) or IMAGE)
             return
         nothing = Item(path, FOLDER, "no images or videos in it")
         yield from _or_else(_below(path, own, skipped), nothing)
@@ -155,14 +155,6 @@ def _or_else(items: Iterator[Item], nothing: Item) -> Iterator[Item]:
     yield from items
 
 
-def _kind(path: str) -> str:
-    """IMAGE or VIDEO by a path's suffix, '' for neither."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in videos.SUFFIXES:
-        return VIDEO
-    return IMAGE if suffix in images.SUFFIXES else ""
-
-
 def _below(root: str, own: Collection[Identity], skipped: Skipped) -> Iterator[Item]:
     """Yields the images and videos below a folder, in order."""
     visited: set[Identity] = set()
@@ -171,7 +163,7 @@ def _below(root: str, own: Collection[Identity], skipped: Skipped) -> Iterator[I
     while waiting:
         path, is_folder = waiting.pop()
         if not is_folder:
-            if kind := _kind(path):
+            if kind := kinds.kind_of(path):
                 yield Item(path, kind)
             else:
                 skipped.other += 1

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from fdftnet_jax.data import images
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.errors import counted
 from fdftnet_jax.faces import videos, workers
@@ -31,6 +32,7 @@ class Sample(NamedTuple):
     # [faces, windows, size, size, 3] uint8; the windows are those of 'crops', else one.
     views: np.ndarray | None  # None where there is no face.
     reason: str = ""  # Why there is none; '' where there is one.
+    note: str = ""  # What was done to its colours.
 
 
 class Stopped(NamedTuple):
@@ -102,10 +104,13 @@ def _sample(frame: videos.Frame, pixels: np.ndarray, task: Task) -> Sample:
     height, width, _ = pixels.shape
     crops, reason = [pixels], ""
     boxes: list[faces.Box] = [(0, 0, width, height)]
-    if task.rules is not None:
+    if task.rules is None:
+        reason = images.nothing_to_judge(pixels)
+        crops, boxes = ([], []) if reason else (crops, boxes)
+    else:
         cut, reason = faces.find(pixels, task.rules)
         crops, boxes = [face.crop for face in cut], [face.box for face in cut]
     views = [task.preprocessing(crop) for crop in crops]
     size = task.preprocessing.size
     stacked = np.stack(views).reshape(len(views), -1, size, size, 3) if views else None
-    return Sample(frame.number, frame.seconds, boxes, stacked, reason)
+    return Sample(frame.number, frame.seconds, boxes, stacked, reason, frame.note)

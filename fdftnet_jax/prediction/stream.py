@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fdftnet_jax.data import images, preprocess
+from fdftnet_jax.data import images, kinds, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.faces import videos
 from fdftnet_jax.prediction import inputs
@@ -83,10 +83,15 @@ class Reader:
         if kind == inputs.VIDEO and images.format_of(item.path):
             kind = inputs.IMAGE
         try:
-            if kind == inputs.VIDEO:
-                result = self._video(item.path)
-                return Content(item, kind, reason=result.reason, video=result)
-            return self._picture(item)
+            if kind == inputs.IMAGE:
+                try:
+                    return self._picture(item)
+                except images.ImageError:
+                    if not kinds.is_video(item.path):
+                        raise
+                    kind = inputs.VIDEO
+            result = self._video(item.path)
+            return Content(item, kind, reason=result.reason, video=result)
         except (images.ImageError, videos.VideoError) as error:
             return Content(item, kind, reason=error.reason)
         except UserError:

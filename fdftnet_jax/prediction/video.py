@@ -13,6 +13,7 @@ threshold holds for one track.
 """
 
 import dataclasses
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -140,13 +141,16 @@ def score_video(
     rejected: Counter[str] = Counter()
     stopped = ""
     times: list[float] = []
+    shown: set[str] = set()
     for sample in reader(task, seconds, stop):
         if isinstance(sample, sampling.Stopped):
             stopped = sample.reason
             continue
         times.append(sample.seconds)
         if sample.views is None:
-            rejected[sample.reason.partition(" (")[0]] += 1
+            rejected[re.split(r" \(|: ", sample.reason)[0]] += 1
+        elif sample.note:
+            shown.add(sample.note)
         collector.add(sample)
     tracks = collector.finish()
     if not all(np.isfinite(track.logits).all() for track in tracks):
@@ -158,7 +162,10 @@ def score_video(
         tracks=tracks,
         deciding=max(candidates, key=lambda i: tracks[i].logit, default=None),
         reason="" if tracks else _why_none(stopped, len(times), rejected),
-        notes=tuple(_notes(tracks, stopped, times, rejected, rules is not None)),
+        notes=(
+            *_notes(tracks, stopped, times, rejected, rules is not None),
+            *sorted(shown),
+        ),
         faces=rules is not None,
     )
 
@@ -197,7 +204,8 @@ def _notes(
     if damaged:
         yield f"damaged: {damaged} of {counted(frames, 'sampled frame')}"
     if without > frames / 2:
-        yield f"no face in {without} of {counted(frames, 'sampled frame')}"
+        what = "no face" if faces else "nothing to judge"
+        yield f"{what} in {without} of {counted(frames, 'sampled frame')}"
     most = max(track.logits.size for track in tracks)
     if most < LEAST_FRAMES:
         yield (
