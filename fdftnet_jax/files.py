@@ -6,19 +6,28 @@ raises it, and `writing` makes it of what libraries raise.
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from fdftnet_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # On Windows.
+    fcntl = None  # type: ignore[assignment]
 
 # No space, no quota, a read-only file system: errors of writing alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # No permission, which reading may lack too.
 _DENIED = (errno.EACCES, errno.EPERM)
 _ADVICE = "free space there and give the same command again"
+_LOCKED_BYTE = 2**30
+# Seconds between two looks at whether a file is still locked.
+_LOOK = 0.1
 
 # What identifies a file or a folder, whatever its path.
 Identity = tuple[int, int]
@@ -197,6 +206,33 @@ def write_atomic(
             raise
 
 
+def hold(file: IO[Any], *, blocking: bool) -> None:
+    """Locks an open file until it is closed, or this process ends.
+
+    Raises:
+      BlockingIOError: where another process holds it and `blocking` is off.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        return
+    import msvcrt
+
+    locking: Any = msvcrt
+    place = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+    # One byte far behind what others may read meanwhile.
+    os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        while True:
+            with contextlib.suppress(OSError):
+                locking.locking(file.fileno(), locking.LK_NBLCK, 1)
+                return
+            if not blocking:
+                raise BlockingIOError
+            time.sleep(_LOOK)
+    finally:
+        os.lseek(file.fileno(), place, os.SEEK_SET)
+
+
 @contextlib.contextmanager
 def lock(path: str | os.PathLike[str], *, blocking: bool) -> Iterator[None]:
     """Holds a lock that the operating system drops when this process ends or dies.
@@ -212,7 +248,7 @@ def lock(path: str | os.PathLike[str], *, blocking: bool) -> Iterator[None]:
     """
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            hold(file, blocking=blocking)
         except BlockingIOError:
             file.seek(0)
             raise BlockingIOError(file.read().strip() or "unknown") from None

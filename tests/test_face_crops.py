@@ -307,7 +307,7 @@ def test_inputs_that_do_not_fit(config, tree, tmp_path):
     for source, message in (
         (tmp_path / "nowhere", "found nothing"),
         (tmp_path / "empty", "found 0 files of other kinds"),
-        (tree / "notes.txt", "found 1 files of other kinds"),
+        (tree / "notes.txt", "found 1 file of other kinds"),
     ):
         with pytest.raises(UserError, match=message):
             prepare(config, source, tmp_path / "out")

@@ -14,7 +14,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fdftnet_jax import files
@@ -22,6 +23,9 @@ from fdftnet_jax.data import caches, images, inspection, leaks, splits
 from fdftnet_jax.data.leaks import Finding
 from fdftnet_jax.data.splits import CLASSES, SPLITS, Example
 from fdftnet_jax.errors import UserError
+
+# A class with so many times the images of the other is worth a warning.
+_UNEVEN = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class Folder:
       expected: the splits that were asked for.
       findings: by path, of every file that was looked at; those that cannot be used
         have a reason.
+      labels: by path, of the same files: 0 real, 1 fake; empty where it is not known.
       decoding: one of `images.DECODINGS`.
       advice: what a user can do about problems.
       duplicates: pictures in both classes or in two splits.
@@ -116,6 +121,7 @@ class Folder:
     examples: Mapping[str, Sequence[Example]]
     expected: Sequence[str]
     findings: Mapping[str, Finding]
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     decoding: str = "srgb"
     advice: Advice = Advice()
     duplicates: tuple[leaks.Duplicates, ...] = ()
@@ -238,9 +244,45 @@ def scan(
         examples={split: some for split, some in examples.items() if some},
         expected=expected,
         findings=findings,
+        labels={file.path: file.label for file in listed},
         decoding=rules.decoding,
     )
-    return judge(found, rules, cache)
+    found = judge(found, rules, cache)
+    for warning in (*_ignored(directory), *_uneven(found)):
+        found = found.told(warning=warning, error=found.error)
+    return found
+
+
+def _ignored(directory: str) -> Iterator[str]:
+    """Warns of images that are in the folder but in no class of it."""
+    passed_over = splits.ignored(directory)
+    if passed_over:
+        shown = [
+            f"{'directly in it' if path == '.' else printable(path) + '/'} ({number:,})"
+            for path, number in passed_over.items()
+        ]
+        more = [f"{len(shown) - 5} more places"] if len(shown) > 5 else []
+        yield (
+            f"ignored {sum(passed_over.values()):,} images of {directory} that are in "
+            f"no folder of a class: {', '.join(shown[:5] + more)}; a class is a folder "
+            "named real or fake, with any folders below it (those below fake/ name "
+            "generators)"
+        )
+
+
+def _uneven(found: Folder) -> Iterator[str]:
+    """Warns of classes of very different sizes in what a detector learns from."""
+    for split in ("train", "finetune"):
+        counts = Counter(CLASSES[e.label] for e in found.examples.get(split, []))
+        if len(counts) == len(CLASSES) and max(counts.values()) >= _UNEVEN * min(
+            counts.values()
+        ):
+            (usual, most), (rare, few) = counts.most_common()
+            yield (
+                f"the {split} split of {found.dir} has {most:,} {usual} and {few:,} "
+                f"{rare} images: a detector that learns from them tends to call "
+                f"pictures {usual}; add {rare} images, or take {usual} ones away"
+            )
 
 
 def resolve(directory: str, rules: Rules) -> str:
@@ -271,18 +313,30 @@ def _judge_rejected(found: Folder, rules: Rules, cache: Path) -> Folder:
     other = sum(reason == inspection.NO_IMAGE for reason in rejected.values())
     number, total = len(rejected) - other, len(found.findings) - other
     warning = error = ""
+    by_class = _by_class(found)
     if number > rules.max_rejected * total:
         error = (
             f"expected at most {rules.max_rejected:.0%} of the image files in "
-            f"{found.dir} to be unusable, found {number} of {total}, listed in "
-            f"{report.path}; repair or remove them, or raise config.data.max_rejected"
+            f"{found.dir} to be unusable, found {number} of {total}{by_class}, listed "
+            f"in {report.path}; repair or remove them, or raise "
+            "config.data.max_rejected"
         )
     elif number:
         warning = (
             f"left out {number} of {total} image files in {found.dir}, which cannot "
-            f"be used; the reasons are in {report.path}"
+            f"be used{by_class}; the reasons are in {report.path}"
         )
     return found.told(report, warning, error)
+
+
+def _by_class(found: Folder) -> str:
+    """How many of the rejected files are of each class, and the usual reason."""
+    reasons = {p: r for p, r in found.rejected.items() if r != inspection.NO_IMAGE}
+    counts = Counter(found.labels.get(path) for path in reasons)
+    shown = [f"{counts[label]} {name}" for label, name in enumerate(CLASSES)]
+    [(usual, number)] = Counter(reasons.values()).most_common(1) or [("", 0)]
+    text = f"{number} x {usual.partition(';')[0]}"
+    return f" ({', '.join(shown)}; {text})" if found.labels and reasons else ""
 
 
 def _judge_duplicates(found: Folder, rules: Rules, cache: Path) -> Folder:

@@ -8,8 +8,10 @@ name is another entry.
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -214,8 +216,16 @@ def write(
       pictures: those that a scan has kept.
 
     Raises:
-      UserError: if a file is no longer what it was, or the cache cannot be written.
+      UserError: if a file is no longer what it was, the cache cannot be written, or
+        this system has no package for the records.
     """
+    if importlib.util.find_spec("array_record") is None:
+        raise UserError(
+            "expected array_record, which keeps the images, found no such package for "
+            f"{platform.system()} on {platform.machine()}; train and evaluate on "
+            "Linux, on a Mac with Apple silicon, or in WSL on Windows (`fdftnet "
+            "predict` and experiments.prepare_faces work here, too)"
+        )
 
     def build() -> ForgeryFaces:
         config = FacesConfig(

@@ -17,7 +17,7 @@ import PIL
 from tqdm import tqdm
 
 from fdftnet_jax import files
-from fdftnet_jax.data import caches, images, leaks
+from fdftnet_jax.data import caches, images, kinds, leaks
 from fdftnet_jax.data.leaks import Finding
 from fdftnet_jax.data.splits import File
 
@@ -27,6 +27,7 @@ _VERSION = [2, PIL.__version__]
 # Files that may wait for the threads.
 _BLOCK = 256
 NO_IMAGE = "not an image file"
+VIDEO = "a video; cut its faces out with experiments.prepare_faces"
 
 
 def look(
@@ -39,7 +40,10 @@ def look(
     path = os.path.join(directory, file.path)
     expected = images.SUFFIXES.get(file.suffix)
     if expected is None:
-        found = images.format_of(path) if os.path.isfile(path) else None
+        kind = kinds.kind_of(path)
+        if kind == kinds.VIDEO:
+            return Finding(VIDEO)
+        found = images.format_of(path) if kind else None
         return Finding(_wrong_suffix(found, file) if found else NO_IMAGE)
     if not _is_utf8(file.path):
         return Finding("its name is not UTF-8")

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,6 +18,13 @@ from fdftnet_jax.errors import UserError
 SPLITS = ("train", "validation", "test", "finetune")
 # The label of a class is its position.
 CLASSES = ("real", "fake")
+# Names that folders of splits and classes have, in any case.
+_SPLIT_NAMES = {
+    **{split: split for split in SPLITS},
+    **{"training": "train", "val": "validation", "valid": "validation"},
+    **{"testing": "test", "fine-tune": "finetune", "fine_tune": "finetune"},
+}
+_CLASS_NAMES = {"real": "real", "fake": "fake", "0_real": "real", "1_fake": "fake"}
 
 
 class File(NamedTuple):
@@ -52,7 +59,9 @@ def list_files(directory: str | os.PathLike) -> list[File]:
     """Lists the files in the classes of a folder, sorted by path.
 
     The folder holds `{real,fake}/**` or `{train,validation,test,finetune}/{real,fake}/
-    **`. Hidden files and folders are ignored; links are followed.
+    **`; of these names, other usual forms are understood, such as `Real`, `0_real`,
+    `val`, `valid` and `training`. Hidden files and folders are ignored; links are
+    followed.
 
     Raises:
       UserError: if there is no such folder, if its layout is neither of the two, if a
@@ -84,40 +93,105 @@ def _list_files(root: Path) -> list[File]:
             f"expected a folder of images at {os.fspath(root)!r}, found {found}; "
             "give the path of a folder that holds real/ and fake/"
         )
-    present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    given = [split for split in SPLITS if split in present]
-    if given and set(CLASSES) & set(present):
+    present = _folders(root)
+    given, classes = _named(root, present, _SPLIT_NAMES), _classes(root, present)
+    if given and classes:
         raise UserError(
             f"expected {root} to hold either real/ and fake/ or splits, found both "
             f"({', '.join(present)}); move one of them elsewhere"
         )
-    if not given and not set(CLASSES) & set(present):
+    if not given and not classes:
         raise UserError(
             f"expected {root} to hold real/ and fake/ (or {'/, '.join(SPLITS)}/ with "
             f"real/ and fake/ in each), found {_enumerate(present)}; sort the images "
             "into these folders"
         )
     files: list[File] = []
-    for split in given or [""]:
+    for split, folder in given.items() or [("", "")]:
+        names = _classes(root / folder, _folders(root / folder))
         for label, name in enumerate(CLASSES):
-            below = root / split / name
-            prefix = PurePosixPath(split, name)
-            above = _identity(root), _identity(root / split)
-            inner = walk(below, above) if below.is_dir() else []
-            own = [File(str(prefix / path), split, label, path) for path in inner]
+            own: list[File] = []
+            below = root / folder / names.get(name, name)
+            if name in names:
+                prefix = PurePosixPath(folder, names[name])
+                above = _identity(root), _identity(root / folder)
+                inner = walk(below, above)
+                own = [File(str(prefix / path), split, label, path) for path in inner]
             if not given and not any(file.suffix in SUFFIXES for file in own):
                 raise UserError(
                     f"expected images in {below}, found "
-                    f"{_count(own) if below.is_dir() else 'no such folder'}; put the "
+                    f"{_count(own) if name in names else 'no such folder'}; put the "
                     f"{name} images there"
                 )
             files += own
     if not files:
         raise UserError(
-            f"expected images in {root}, found {_enumerate(given)} without any; put "
-            "the images into real/ and fake/ in each"
+            f"expected images in {root}, found {_enumerate(list(given.values()))} "
+            "without any; put the images into real/ and fake/ in each"
         )
     return sorted(files)
+
+
+def ignored(directory: str | os.PathLike) -> dict[str, int]:
+    """Counts the images of a folder that `list_files` passes over, by where they lie.
+
+    Args:
+      directory: one that `list_files` accepts.
+
+    Returns:
+      Posix path below the folder ('.' for itself) -> number of images in it; of
+      folders of other names, also of those below.
+    """
+    root = Path(directory)
+    present = _folders(root)
+    given = _named(root, present, _SPLIT_NAMES)
+    found: dict[str, int] = {}
+    for folder in ["", *given.values()]:
+        below = _folders(root / folder)
+        names = _classes(root / folder, below)
+        known = {*names.values(), *(given.values() if not folder else [])}
+        with os.scandir(root / folder) as entries:
+            loose = [entry.name for entry in entries if entry.is_file()]
+        found[str(PurePosixPath(folder))] = _images(loose)
+        for other in sorted(set(below) - known):
+            walked = os.walk(root / folder / other)
+            found[str(PurePosixPath(folder, other))] = sum(
+                _images(names) for _, _, names in walked
+            )
+    return {folder: number for folder, number in found.items() if number}
+
+
+def _folders(root: Path) -> list[str]:
+    """The names of the folders in a folder, without hidden ones, in order."""
+    names = (entry.name for entry in root.iterdir() if entry.is_dir())
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _classes(root: Path, present: Sequence[str]) -> dict[str, str]:
+    """Class -> the name of its folder."""
+    return _named(root, present, _CLASS_NAMES)
+
+
+def _named(
+    root: Path, present: Sequence[str], usual: Mapping[str, str]
+) -> dict[str, str]:
+    """What folders are for -> their names; raises UserError where two are for one."""
+    found: dict[str, str] = {}
+    for name in present:
+        meant = usual.get(name.lower())
+        if meant in found:
+            raise UserError(
+                f"expected one folder of {meant} images in {root}, found "
+                f"{found[meant]}/ and {name}/; put the images of both into one"
+            )
+        if meant is not None:
+            found[meant] = name
+    return {meant: found[meant] for meant in usual.values() if meant in found}
+
+
+def _images(names: Iterable[str]) -> int:
+    """How many of these files are images, by their suffixes."""
+    return sum(PurePosixPath(name).suffix.lower() in SUFFIXES for name in names)
 
 
 def _count(files: list[File]) -> str:

@@ -180,7 +180,7 @@ def _tasks(source: str, output: Path) -> tuple[list[Task], dict[str, int]]:
             "give its path with --input=PATH"
         )
     if root.is_file():
-        root, paths, left_aside = root.parent, [root.name], Counter[str]()
+        root, listed = root.parent, [root.name]
     else:
         try:
             listed = sorted(splits.walk(root))
@@ -190,9 +190,9 @@ def _tasks(source: str, output: Path) -> tuple[list[Task], dict[str, int]]:
                 f"{error.strerror or error}; change its permissions, or move it "
                 "elsewhere"
             ) from error
-        paths = [p for p in listed if kinds.kind_of(str(root / p)) == kinds.VIDEO]
-        others = sorted(set(listed) - set(paths))
-        left_aside = Counter(PurePosixPath(p).suffix.lower() for p in others)
+    paths = [p for p in listed if kinds.kind_of(str(root / p)) == kinds.VIDEO]
+    others = sorted(set(listed) - set(paths))
+    left_aside = Counter(PurePosixPath(p).suffix.lower() for p in others)
     if not paths:
         raise UserError(
             f"expected videos (such as {' '.join(_USUAL)}) in {source}, found "

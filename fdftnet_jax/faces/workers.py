@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,14 +45,8 @@ class _Worker:
         self.process = context.Process(
             target=serve, args=(theirs, *arguments), daemon=True
         )
-        # Ctrl-C goes to all processes of a terminal; who ends these is their parent.
-        # (The tracker, started by the first process, would lift the block.)
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with _without_ctrl_c():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Now the other end closes when the process ends.
         theirs.close()
 
@@ -71,6 +65,21 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.link.close()
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that are started leave Ctrl-C, which goes to all, to their parent."""
+    if not hasattr(signal, "pthread_sigmask"):  # On Windows.
+        yield
+        return
+    # (The tracker, started by the first process, would lift the block.)
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def deal(

@@ -9,7 +9,6 @@ Paths are written as they are, in UTF-8 (see `path_text`).
 import contextlib
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
@@ -34,6 +33,8 @@ _TEXT: dict[str, Any] = {
     "errors": "backslashreplace",
     "newline": "",
 }
+# (Windows has no such flag.)
+_NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)
 # A spreadsheet takes text that begins so for a formula.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -107,11 +108,11 @@ class _File:
                 return
             # Emptied once it is locked, so that nobody else writes it. (A link could
             # lead to a file of somebody else's.)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOT_A_LINK
             descriptor = os.open(self.place, flags, 0o666)
             self.stream = open(descriptor, "r+", **_TEXT)  # noqa: SIM115
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            existing = os.pread(descriptor, len(start), 0)
+            files.hold(self.stream, blocking=False)
+            existing = os.read(descriptor, len(start))
             if not start.encode().startswith(existing) and not replace:
                 raise FileExistsError(
                     None, f"{printable(self.place)} exists, which holds something else"
@@ -148,6 +149,9 @@ class _File:
     def close(self, *, complete: bool) -> None:
         if self.stream is sys.stdout:
             return
+        if os.name == "nt":
+            # (Windows renames no open file.)
+            self.stream.close()
         # While it is locked, no other process can have it under that name.
         if complete and self.place != self._path:
             try:
