@@ -4,6 +4,7 @@ import os
 import signal
 import struct
 
+import av
 import cv2
 import numpy as np
 
@@ -115,6 +116,47 @@ def write(path, frames, rate=10):
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()
     return path
+
+
+def encode(path, frames, codec="libx264", *, rate=10, gop=10, b_frames=0, **options):
+    """Writes frames by PyAV; options of the codec have '_' for '-'."""
+    with av.open(path, "w") as file:
+        named = {key.replace("_", "-"): str(value) for key, value in options.items()}
+        stream = file.add_stream(codec, rate=rate, options=named)
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def remux(path, source, keep=lambda i, packet: True, *, start=0, **how):
+    """Copies the packets of a video that `keep` wants, without decoding."""
+    with av.open(source) as old, av.open(path, "w", **how) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, packet in enumerate(old.demux(old.streams.video[0])):
+            if packet.dts is not None and keep(i, packet):
+                packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+def packets(path):
+    """Where the packets of a video lie in its file: (position, size) of each."""
+    with av.open(path) as file:
+        found = list(file.demux(file.streams.video[0]))
+    return [(packet.pos, packet.size) for packet in found if packet.size]
+
+
+def textured(number=40, height=48, width=64):
+    """Frames of noise that moves, so that each is told from the others."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width + 4 * number, 3))
+    noise = cv2.GaussianBlur(noise.astype(np.uint8), (0, 0), 2)
+    return [noise[:, 4 * i : 4 * i + width] for i in range(number)]
 
 
 def turn(path):

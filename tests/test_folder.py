@@ -154,6 +154,48 @@ def test_too_many_unusable_files_stop_the_run(data, limit, number):
     assert len(rejected(data)) == number
 
 
+def test_unusable_files_are_counted_by_class(data):
+    for i in range(3):
+        (Path(data.dir) / f"fake/bad{i}.png").touch()
+    (Path(data.dir) / "real/bad.png").touch()
+    data.max_rejected = 1.0
+    with pytest.warns(UserWarning, match=r"left out 4 of 44 .* \(1 real, 3 fake; 4 x "):
+        datasets.prepare(data)
+
+
+def test_videos_and_pictures_of_other_names_are_nobody_s_silent_loss(data):
+    (Path(data.dir) / "real/film.mp4").touch()
+    write_png(Path(data.dir) / "real/named.png")
+    (Path(data.dir) / "real/named.png").rename(Path(data.dir) / "real/named")
+    with pytest.warns(UserWarning, match="left out 2 of 42"):
+        datasets.prepare(data)
+    assert rejected(data) == {
+        "real/film.mp4": "a video; cut its faces out with experiments.prepare_faces",
+        "real/named": "PNG data under the suffix (none)",
+    }
+
+
+def test_ignored_folders_are_warned_of(data):
+    for name in ("Real2/a.png", "fake_gan/b.png", "fake_gan/c.png", "loose.png"):
+        (Path(data.dir) / name).parent.mkdir(exist_ok=True)
+        write_png(Path(data.dir) / name)
+    message = r"ignored 4 images of .*: directly in it \(1\), Real2/ \(1\), fake_gan/"
+    with pytest.warns(UserWarning, match=message):
+        assert len(datasets.prepare(data).source("all")) == 40
+
+
+@pytest.mark.parametrize(("number", "uneven"), [(11, False), (3, True)])
+def test_classes_of_very_different_sizes_are_warned_of(data, number, uneven, recwarn):
+    for path in sorted((Path(data.dir) / "fake").iterdir())[number:]:
+        path.unlink()
+    data.fractions.update(train=1.0, test=0)
+    datasets.prepare(data)
+    said = [str(warning.message) for warning in recwarn]
+    assert bool(said) == uneven
+    if uneven:
+        assert "has 20 real and 3 fake images" in said[0]
+
+
 def test_a_repaired_file_is_used(data):
     path = Path(data.dir) / "real/00.png"
     before = path.read_bytes()

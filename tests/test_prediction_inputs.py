@@ -3,7 +3,9 @@
 import io
 import os
 
+import drawn_videos
 import pytest
+from PIL import Image
 
 from fdftnet_jax import files
 from fdftnet_jax.prediction import inputs
@@ -43,6 +45,19 @@ def test_a_file_that_is_named_is_tried_whatever_it_is_called(tree):
     for name in ("d.txt", ".h.png"):
         (found,) = inputs.expand([str(tree / name)])
         assert found == Item(str(tree / name), IMAGE)
+
+
+def test_pictures_and_videos_are_found_by_their_content(tree):
+    drawn_videos.encode(tree / "film.mkv", drawn_videos.moving(2)).rename(tree / "film")
+    Image.new("RGB", (40, 40)).save(tree / "c" / "picture.dat", "JPEG")
+    (tree / "program.ts").write_text("export const a = 1;\n")
+    skipped = inputs.Skipped()
+    found = {
+        os.path.relpath(item.path, tree): item.kind
+        for item in inputs.expand([str(tree)], skipped=skipped)
+    }
+    assert found["film"] == VIDEO and found["c/picture.dat"] == IMAGE
+    assert "program.ts" not in found and skipped.other == 2
 
 
 def test_every_argument_has_an_item(tree, tmp_path):

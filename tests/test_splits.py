@@ -255,3 +255,52 @@ def test_assign_takes_given_splits(tmp_path):
             ("finetune/real/a.png", 0, "a", ""),
         ]
     }
+
+
+# Usual names, and what is passed over.
+
+
+@pytest.mark.parametrize(
+    "names", [("Real", "Fake"), ("0_real", "1_fake"), ("REAL",) * 2]
+)
+def test_usual_names_of_classes(names, tmp_path):
+    real, fake = names[0], names[1].replace("REAL", "FAKE")
+    touch(tmp_path, f"{real}/a.png", f"{fake}/gan/b.png")
+    assert splits.list_files(tmp_path) == sorted(
+        [
+            splits.File(f"{real}/a.png", "", 0, "a.png"),
+            splits.File(f"{fake}/gan/b.png", "", 1, "gan/b.png"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[("training", "train"), ("Train", "train"), ("val", "validation")],
+        *[("valid", "validation"), ("testing", "test"), ("fine-tune", "finetune")],
+    ],
+)
+def test_usual_names_of_splits(name, split, tmp_path):
+    touch(tmp_path, f"{name}/0_real/a.png", f"{name}/1_fake/b.png")
+    found = splits.list_files(tmp_path)
+    assert [(file.split, file.label) for file in found] == [(split, 0), (split, 1)]
+
+
+@pytest.mark.parametrize("pair", [("val", "valid"), ("Train", "training")])
+def test_two_folders_for_one_thing_are_an_error(pair, tmp_path):
+    touch(tmp_path, *[f"{name}/real/a.png" for name in pair])
+    with pytest.raises(UserError, match=f"found {pair[0]}/ and {pair[1]}/"):
+        splits.list_files(tmp_path)
+
+
+def test_images_that_are_passed_over_are_counted(tmp_path):
+    touch(tmp_path, "real/a.png", "fake/b.png", "Real2/c.png", "Real2/deep/d.jpg")
+    touch(tmp_path, "fake_gan/e.png", "e.txt", "loose.png", "notes/f.txt", ".g/h.png")
+    assert splits.ignored(tmp_path) == {".": 1, "Real2": 2, "fake_gan": 1}
+
+
+def test_images_that_are_passed_over_in_a_folder_of_splits(tmp_path):
+    touch(tmp_path, "train/real/a.png", "train/fake/b.png", "train/other/c.png")
+    touch(tmp_path, "extra/real/d.png", "train/e.png")
+    assert splits.ignored(tmp_path) == {"extra": 1, "train": 1, "train/other": 1}

@@ -34,6 +34,9 @@ _SHARE, _SECONDS = 0.02, 0.5
 # Frames so far ahead, in seconds, are jumped to where no index says how far the next
 # key frame is.
 _FAR = 5.0
+# In these formats it is jumped to any frame: so many seconds before the one that is
+# wanted, so that a key frame lies between them.
+_WITHOUT_INDEX, _EARLIER = ("mpeg", "mpegts"), 2.0
 # Of a frame: four times as many as those of 8K have.
 _MOST_PIXELS = 2**27
 # Pixels are made square where one side is at most so many times the other.
@@ -158,6 +161,8 @@ class _Video:
         self.frames, self.seconds, self.exhausted = 0, 0.0, False
         # Of packets, and the time stamp of the last one.
         self._numbers, self._read = 0, self.start
+        self._far = _FAR
+        self._has_index = self.container.format.name not in _WITHOUT_INDEX
 
     def _open(self) -> Any:
         self._av.logging.set_level(self._av.logging.PANIC)
@@ -233,9 +238,14 @@ class _Video:
             pts = first.pts + round(number / self.rate / self.stream.time_base)
             # Time stamps are rounded.
             least = pts - 1 / (2 * self.rate * self.stream.time_base)
-            if jumps and self._is_far(pts):
+            before = self._read
+            jumped = jumps and self._is_far(pts)
+            if jumped:
                 packets = self._jump(pts)
             found = next((p for p in packets if p.pts > least), None)
+            if jumped and self._first <= before:
+                # There was no key frame ahead, and it has been jumped back.
+                self._far *= 2
             if found is None and jumps:
                 # No key frame is found from where it was jumped to.
                 jumps, packets = False, self._jump(self.start)
@@ -252,9 +262,12 @@ class _Video:
 
     def _jump(self, pts: int) -> Iterator[_Packet]:
         """Decodes from a key frame near a time."""
-        self.container.seek(pts, stream=self.stream)
         if pts == self.start:
+            self.container.seek(pts, stream=self.stream)
             return self._decoded()
+        if not self._has_index:
+            pts -= round(_EARLIER / self.stream.time_base)
+        self.container.seek(pts, stream=self.stream)
         # What is shown before it may be predicted from frames that were passed over.
         return itertools.dropwhile(
             lambda packet: packet.frame is None or not packet.frame.key_frame,
@@ -264,10 +277,11 @@ class _Video:
     def _is_far(self, pts: int) -> bool:
         """Whether a key frame lies between the last packet and a time."""
         entries = self.stream.index_entries
-        if len(entries):
-            found = entries.search_timestamp(pts)
-            return found >= 0 and entries[found].timestamp > self._read
-        return (pts - self._read) * self.stream.time_base > _FAR
+        last = entries[len(entries) - 1].timestamp if len(entries) else -math.inf
+        # (Some formats read theirs with the first jump.)
+        if self._has_index and last > self._read:
+            return entries[entries.search_timestamp(pts)].timestamp > self._read
+        return (pts - self._read) * self.stream.time_base > self._far
 
     def _decoded(self) -> Iterator[_Packet]:
         """Decodes from where the file is read on; says which frames are damaged."""
@@ -275,12 +289,14 @@ class _Video:
         # The number of a damaged packet, and whether it is of a B-frame.
         lost: list[tuple[int, bool]] = []
         spoilt, latest = "", -math.inf
+        self._first: float = math.inf
         for packet in self.container.demux(self.stream):
             pts = packet.pts if packet.pts is not None else packet.dts
             self._numbers += 1
             packet.opaque = self._numbers
             if packet.dts is not None:
                 self._read = packet.dts
+                self._first = min(self._first, packet.dts)
             try:
                 frames = packet.decode()
             except self.error:
