@@ -18,7 +18,7 @@ from fdftnet_jax.errors import UserError
 # What there is not on Windows.
 _ABSENT = "array_record fcntl grain orbax pwd grp resource tensorflow_datasets termios"
 _PREDICT = f"""
-import signal, sys, types
+import multiprocessing.popen_spawn_posix, signal, subprocess, sys, types
 sys.modules["msvcrt"] = types.SimpleNamespace(locking=lambda *_: None, LK_NBLCK=2)
 for name in {_ABSENT!r}.split():
     sys.modules[name] = None

@@ -274,7 +274,9 @@ def test_faces_are_scored_one_by_one(tmp_path, use, stub):
 
 def test_videos_among_the_pictures(tmp_path, use):
     use()
-    red = [drawn_videos.canvas(48, 64, (200, 20, 20))] * 40
+    canvas = drawn_videos.canvas(48, 64, (200, 20, 20))
+    # (Frames of one colour are not judged.)
+    red = [drawn_videos.rectangle(20, 10, 9, 9, (150, 20, 20), canvas)] * 40
     drawn_videos.write(tmp_path / "b.avi", red)
     whole = (tmp_path / "b.avi").read_bytes()
     (tmp_path / "c.avi").write_bytes(whole[: len(whole) // 2])

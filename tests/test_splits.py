@@ -261,10 +261,9 @@ def test_assign_takes_given_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("Real", "Fake"), ("0_real", "1_fake"), ("REAL",) * 2]
+    ("real", "fake"), [("Real", "Fake"), ("0_real", "1_fake"), ("REAL", "fake")]
 )
-def test_usual_names_of_classes(names, tmp_path):
-    real, fake = names[0], names[1].replace("REAL", "FAKE")
+def test_usual_names_of_classes(real, fake, tmp_path):
     touch(tmp_path, f"{real}/a.png", f"{fake}/gan/b.png")
     assert splits.list_files(tmp_path) == sorted(
         [

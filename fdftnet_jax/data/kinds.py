@@ -40,7 +40,6 @@ def kind_of(path: str) -> str:
         return IMAGE
     if suffix in VIDEO_SUFFIXES and suffix not in _AMBIGUOUS:
         return VIDEO
-    # (Opening a pipe would wait for somebody to write to it.)
     if not os.path.isfile(path):
         return ""
     if images.format_of(path):
@@ -50,6 +49,9 @@ def kind_of(path: str) -> str:
 
 def is_video(path: str) -> bool:
     """Whether a file begins as videos do; False for one that cannot be read."""
+    # (Opening a pipe would wait for somebody to write to it.)
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(1024)
