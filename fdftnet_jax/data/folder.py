@@ -25,7 +25,7 @@ from fdftnet_jax.data.splits import CLASSES, SPLITS, Example
 from fdftnet_jax.errors import UserError
 
 # A class with so many times the images of the other is worth a warning.
-_UNEVEN = 2
+_UNEVEN = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.weights import keras_files, torch_files
+from fdftnet_jax.weights import keras_files, torch_files, torch_pickles
 from fdftnet_jax.weights.matching import Fit, fit_keras, fit_torch
 
 # (backbone, variant): scaling of the images
@@ -43,8 +43,10 @@ _SCALINGS = {
     ("squeezenet", "torch"): "imagenet",
     ("xception", "torch"): "minus_one_one",
 }
-_SUFFIXES = (".keras", ".h5", ".hdf5", ".safetensors")
-_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
+_SUFFIXES = (
+    *(".keras", ".h5", ".hdf5", ".safetensors"),
+    *(".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class WeightsInfo:
     Attributes:
       path: of the file.
       sha256: of the file's bytes, in hexadecimal.
-      format: 'keras', 'weights.h5', 'h5' or 'safetensors'.
+      format: 'keras', 'weights.h5', 'h5', 'safetensors' or 'torch'.
       variant: of the backbone, 'keras' or 'torch', for `get_backbone`.
       scaling: of the images, 'minus_one_one', 'zero_one' or 'imagenet', by the table
         above.
@@ -89,7 +91,7 @@ class _Source:
 def is_weights_file(path: str | os.PathLike[str]) -> bool:
     """Whether a path is meant for `load`, not a workdir: a file, or named like one."""
     path = Path(path)
-    named_so = path.suffix.lower() in (*_SUFFIXES, *_PICKLES)
+    named_so = path.suffix.lower() in _SUFFIXES
     return path.is_file() or (named_so and not path.is_dir())
 
 
@@ -163,6 +165,9 @@ def _open(path: Path) -> Iterator[_Source]:
     elif head[8:9] == b"{":
         fit = functools.partial(fit_torch, torch_files.read(path))
         yield _Source("safetensors", "torch", "", fit)
+    elif torch_pickles.is_pickle(path, head):
+        fit = functools.partial(fit_torch, torch_pickles.read(path))
+        yield _Source("torch", "torch", "", fit)
     else:
         raise UserError(f"cannot read {path}: {_reason(path, head)}")
 
@@ -186,22 +191,11 @@ def _reason(path: Path, head: bytes) -> str:
         return "it is a web page; download the file itself, not the page that shows it"
     if text.startswith(b"version https://git-lfs"):
         return "it is only a pointer of git-lfs; fetch the file with `git lfs pull`"
-    # A pickle begins with 0x80 and its protocol; PyTorch packs it into a zip archive.
-    pickled = any(name.endswith(".pkl") for name in _members(path))
-    if pickled or head[:1] == b"\x80" or suffix in _PICKLES:
-        new = path.with_suffix(".safetensors").name
-        return (
-            "a pickle can run any code when it is read; convert it where you trust it: "
-            'python -c "import torch, safetensors.torch as s; '
-            f"d = torch.load('{path.name}', map_location='cpu', weights_only=True); "
-            "s.save_file({k: v.contiguous() for k, v in d.items()}, "
-            f"'{new}')\""
-        )
     if suffix in _SUFFIXES:
         return f"it is damaged or no {suffix} file; get the file again"
     return (
         "expected Keras's .keras, .weights.h5 or .h5, or a PyTorch state dict in "
-        ".safetensors"
+        ".safetensors or .pth"
     )
 
 
