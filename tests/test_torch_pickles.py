@@ -116,9 +116,9 @@ class Call:
     ("thing", "name"),
     [
         (Call(os.mkdir, "made"), "posix.mkdir"),
-        (Call(eval, "1"), "builtins.eval"),
-        (Call(getattr, "", "join"), "builtins.getattr"),
-        (Call(bytearray, 2**40), "builtins.bytearray"),
+        (Call(eval, "1"), ".eval"),
+        (Call(getattr, "", "join"), ".getattr"),
+        (Call(bytearray, 2**40), ".bytearray"),
         (np.float64(1), "numpy"),
         (zipfile.ZipInfo("x"), "ZipInfo"),
     ],
