@@ -1,6 +1,7 @@
 """Frames and their times, and what cannot be read."""
 
 import itertools
+import sys
 from fractions import Fraction
 
 import av
@@ -250,14 +251,37 @@ def _demuxed(path):
         return [p for p in file.demux(file.streams.video[0]) if p.pts is not None]
 
 
-def test_a_recording_that_begins_inside_a_group(tmp_path):
-    source = drawn_videos.encode(tmp_path / "a.mp4", drawn_videos.textured())
-    path = drawn_videos.remux(tmp_path / "b.ts", source, lambda i, _: i >= 4)
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        *[("libx264", ".ts"), ("libx264", ".mkv"), ("libx265", ".ts")],
+        *[("mpeg2video", ".mpg"), ("mpeg4", ".mkv"), ("wmv2", ".asf")],
+        *[("flv", ".flv"), ("libvpx", ".webm"), ("libvpx-vp9", ".webm")],
+    ],
+)
+def test_a_recording_that_begins_inside_a_group(codec, suffix, tmp_path):
+    """Some decoders show grey with a few moving blocks until the first key frame."""
+    options = {"x265_params": "log-level=none"} if codec == "libx265" else {}
+    source = drawn_videos.encode(
+        tmp_path / f"a{'.mkv' if suffix == '.ts' else suffix}",
+        drawn_videos.textured(30),
+        codec,
+        rate=25,
+        **options,
+    )
+    whole = np.array([frame.pixels for frame in frames(source)], int)
+    path = drawn_videos.remux(tmp_path / f"b{suffix}", source, lambda i, _: i >= 4)
     found = frames(path)
-    # What can be decoded begins with the second group.
-    assert len(found) == 30 and not any(frame.problem for frame in found)
-    for frame, same in zip(found, frames(source)[10:], strict=True):
-        np.testing.assert_array_equal(frame.pixels, same.pixels)
+    assert 20 <= len(found) <= 22 and not any(frame.problem for frame in found)
+    for frame in found:
+        assert np.abs(whole - frame.pixels).mean((1, 2, 3)).min() < 1
+
+
+def test_without_pyav_a_video_says_what_to_install(tmp_path, monkeypatch):
+    path = drawn_videos.write(tmp_path / "a.mp4", shades(2))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(videos.VideoError, match="give `pip install av`"):
+        frames(path)
 
 
 def test_a_lossless_trim_does_not_end_early(tmp_path):

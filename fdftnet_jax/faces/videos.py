@@ -159,6 +159,8 @@ class _Video:
         self.rate = rate or Fraction(25)
         # How far it has been read: frames, seconds, and whether there is no more.
         self.frames, self.seconds, self.exhausted = 0, 0.0, False
+        # Time stamp of the last frame, in seconds.
+        self.end = 0.0
         # Of packets, and the time stamp of the last one.
         self._numbers, self._read = 0, self.start
         self._far = _FAR
@@ -285,10 +287,13 @@ class _Video:
 
     def _decoded(self) -> Iterator[_Packet]:
         """Decodes from where the file is read on; says which frames are damaged."""
-        b_frame = self._av.video.frame.PictureType.B
+        types = self._av.video.frame.PictureType
         # The number of a damaged packet, and whether it is of a B-frame.
         lost: list[tuple[int, bool]] = []
         spoilt, latest = "", -math.inf
+        # The first key frame's packet: a recording may begin with what is predicted
+        # from earlier frames.
+        begin = math.inf
         self._first: float = math.inf
         for packet in self.container.demux(self.stream):
             pts = packet.pts if packet.pts is not None else packet.dts
@@ -302,13 +307,20 @@ class _Video:
             except self.error:
                 if pts is not None:
                     lost.append((self._numbers, pts < latest))
-                    yield _Packet(pts, None, True)
+                    if begin < self._numbers:
+                        yield _Packet(pts, None, True)
                 continue
             if pts is not None:
                 latest = max(latest, pts)
+            if packet.is_keyframe:
+                begin = min(begin, self._numbers)
             for frame in frames:
                 number = frame.opaque or self._numbers
-                is_b = frame.pict_type == b_frame
+                if frame.key_frame or frame.pict_type == types.I:
+                    begin = min(begin, number)
+                if number < begin:
+                    continue
+                is_b = frame.pict_type == types.B
                 before = [is_b for lost_number, is_b in lost if lost_number < number]
                 lost = lost[len(before) :]
                 # dav1d does not decode what is predicted from a lost frame.
@@ -321,6 +333,7 @@ class _Video:
                 own = frame.pts if frame.pts is not None else frame.dts
                 if own is not None:
                     self.seconds = max(self.seconds, self._time(own))
+                    self.end = float(own * self.stream.time_base)
                     yield _Packet(own, frame, bool(spoilt))
 
     def _frame(self, packet: _Packet, number: int) -> Frame:
@@ -356,7 +369,8 @@ class _Video:
         if (last := len(entries) - 1) >= 0 and entries[last].size:
             end = entries[last].pos + entries[last].size
             return end > os.path.getsize(self.name)
-        missing = self._stated() - self.seconds - 1 / self.rate
+        # (Where a recording was cut, its first time stamp may be later than 0.)
+        missing = self._stated() - max(self.end, self.seconds) - 1 / self.rate
         return self.exhausted and missing > max(_SECONDS, _SHARE * self._stated())
 
 
