@@ -89,8 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
     # 'classifier' (the backbone with its own top), 'fdftnet', or 'linear' (one dense
     # layer on the mean of the backbone's features).
     config.model.kind = "classifier"
-    # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', or MODULE:ATTRIBUTE of
-    # your own.
+    # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', 'efficientnet_lite0', or
+    # MODULE:ATTRIBUTE of your own.
     config.model.backbone = "squeezenet"
     # fdftnet: N, the number of MBblockV3 on the backbone's features (Table 3).
     config.model.num_blocks = 4
@@ -100,9 +100,10 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet: stride of the first MBblockV3; the others have 1.
     config.model.first_stride = 1
 
-    # Where the backbone comes from: the workdir of an earlier run (its best one), or a
+    # Where the backbone comes from: the workdir of an earlier run (its best one); a
     # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
-    # .safetensors. '' starts pre-training from new weights; fdftnet needs one.
+    # .safetensors or .pth; or 'imagenet', the published weights of the backbone. ''
+    # starts pre-training from new weights; fdftnet needs one.
     config.init_from = ""
     # Start from new weights all the same: init_from names the data of replay alone.
     config.new_weights = False

@@ -111,7 +111,7 @@ def table(image_size: int = 64) -> str:
         "| FDFtNet: parameters | of them new | MFLOPs |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in registry.PUBLISHED:
+    for name in registry.OWN:
         features = measure(registry.get_backbone(name), image_size)
         whole = measure(registry.get_backbone(name, 2), image_size)
         model = {"kind": "fdftnet", "backbone": name}

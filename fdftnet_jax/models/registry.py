@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import own_backbone, squeezenet, xception
+from fdftnet_jax.models.efficientnet import EfficientNetLite0
 from fdftnet_jax.models.fdftnet import FDFtNet
 from fdftnet_jax.models.linear import LinearClassifier
 from fdftnet_jax.models.resnet_v2 import ResNet50V2
@@ -43,9 +44,11 @@ BACKBONES: dict[str, Backbone] = {
     "shallownetv3": Backbone(ShallowNetV3, l2=1e-4),
     "resnet50v2": Backbone(ResNet50V2),
     "xception": Backbone(xception.Xception, variants=tuple(xception.VARIANTS)),
+    "efficientnet_lite0": Backbone(EfficientNetLite0, variants=("keras", "torch")),
 }
-# The package's own, of Table 5.
-PUBLISHED = tuple(BACKBONES)
+# The package's own; the four of the paper's Table 5 among them.
+OWN = tuple(BACKBONES)
+PUBLISHED = ("squeezenet", "shallownetv3", "resnet50v2", "xception")
 # The networks that hold a backbone in a part of that name, with new layers beside it.
 ON_BACKBONE = ("fdftnet", "linear")
 KINDS = ("classifier", *ON_BACKBONE)
@@ -74,10 +77,10 @@ def register_backbone(
       UserError: the name is one of the package's, or has characters that the
         commands give a meaning.
     """
-    if name in PUBLISHED or not name or set(name) & set(",: "):
+    if name in OWN or not name or set(name) & set(",: "):
         raise UserError(
             f"a backbone cannot be registered as {name!r}: give a name without comma, "
-            f"colon and space that is none of {', '.join(PUBLISHED)}"
+            f"colon and space that is none of {', '.join(OWN)}"
         )
     BACKBONES[name] = _own(factory, name, l2)
 

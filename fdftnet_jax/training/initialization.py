@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from fdftnet_jax import checkpoint
-from fdftnet_jax.data import preprocess, splits
+from fdftnet_jax.data import caches, preprocess, splits
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.records import CheckpointRecord, Lineage, TrainedOn
 from fdftnet_jax.run import Run
-from fdftnet_jax.weights import pretrained
+from fdftnet_jax.weights import pretrained, published
 
 # Fields of `config.data` that deal the images of a folder to its splits.
 _OF_SPLITS = ("fractions", "group_by")
@@ -63,25 +63,31 @@ class Start:
 
 
 def start(config: ml_collections.ConfigDict) -> Start:
-    """Reads what `config.init_from` names: a run's workdir or a file of weights.
+    """Reads what `config.init_from` names: a run, a file of weights, or published ones.
 
     Raises:
       UserError: there is no such run or file, it does not fit the config, or FDFtNet
         would be without a pre-trained backbone.
     """
+    by_name = config.init_from in published.NAMES and not os.path.exists(
+        config.init_from
+    )
     if not config.init_from:
         probe = config.model.kind == "linear" and config.trainable == "head"
         if config.model.kind == "fdftnet" or probe:
             raise UserError(
                 "a head is trained on a pre-trained backbone: give the workdir of "
                 "experiments.pretrain, or a file of weights, with "
-                "--config.init_from=PATH"
+                "--config.init_from=PATH, or published weights by name, such as "
+                "--config.init_from=imagenet"
             )
         found = Start()
-    elif pretrained.is_weights_file(config.init_from):
-        params, batch_stats, info = pretrained.load(
-            os.path.abspath(config.init_from), config.model.backbone
-        )
+    elif by_name or pretrained.is_weights_file(config.init_from):
+        path = os.path.abspath(config.init_from)
+        if by_name:
+            cache = caches.cache_dir(config.data.cache_dir)
+            path = published.path_of(config.init_from, config.model.backbone, cache)
+        params, batch_stats, info = pretrained.load(path, config.model.backbone)
         found = Start(
             variant=info.variant,
             scaling=info.scaling,

