@@ -1,6 +1,7 @@
 """Frames and their times, and what cannot be read."""
 
 import itertools
+import struct
 import sys
 from fractions import Fraction
 
@@ -182,7 +183,7 @@ def test_what_lies_between_sampled_frames_is_passed_over(suffix, tmp_path):
     everything = frames(path)
     video = videos._Video(path)
     numbers = videos.spread(400, 1, 5)
-    found = list(video.at(numbers))
+    found = list(video.spread_over(400, 1, 5))
     video.container.close()
     assert [frame.number for frame in found] == numbers
     for frame in found:
@@ -199,6 +200,18 @@ def test_a_recording_that_states_no_duration(tmp_path):
         assert file.duration is None
     assert [frame.number for frame in frames(path, most=4)] == [2, 7, 12, 17]
     assert not any(frame.problem for frame in frames(path))
+
+
+def test_a_container_that_states_a_hundredfold_length(tmp_path):
+    path = drawn_videos.encode(tmp_path / "a.mkv", shades(), "mpeg4")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\x44\x89\x88") + 3  # Matroska's Duration, 8 bytes.
+    [duration] = struct.unpack_from(">d", data, place)
+    struct.pack_into(">d", data, place, 100 * duration)
+    path.write_bytes(data)
+    *found, last = frames(path, most=4)
+    assert [frame.number for frame in found] == [2, 7, 12, 17]
+    assert last.problem == videos.CUT_SHORT
 
 
 # Damage.

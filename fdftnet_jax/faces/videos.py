@@ -96,7 +96,7 @@ def read(
     with contextlib.closing(video.container):
         count = video.count() if most else 0
         if count > every * most:
-            frames = video.at(spread(count, every, most))
+            frames = video.spread_over(count, every, most)
         else:
             frames = video.each(every)
         last = None
@@ -107,6 +107,7 @@ def read(
             # (A damaged file can end in the middle.)
             if last is None:
                 raise VideoError(video.name, _plain(error)) from error
+            video.exhausted = True
         if last is None:
             raise VideoError(video.name, "no frame can be decoded")
         if video.ends_early():
@@ -228,15 +229,15 @@ class _Video:
                 yield self._frame(packet, self.frames - 1)
         self.exhausted = True
 
-    def at(self, numbers: list[int]) -> Iterator[Frame]:
-        """Yields the frames of these numbers, counted at the average rate."""
+    def spread_over(self, count: int, every: int, most: int) -> Iterator[Frame]:
+        """Yields `most` of about `count` frames, counted at the average rate."""
         packets = self._decoded()
         first = next(packets, None)
         if first is None:
             return
         packets = itertools.chain([first], packets)
         jumps, last = True, -1
-        for number in numbers:
+        for number in spread(count, every, most):
             pts = first.pts + round(number / self.rate / self.stream.time_base)
             # Time stamps are rounded.
             least = pts - 1 / (2 * self.rate * self.stream.time_base)
@@ -255,6 +256,10 @@ class _Video:
             if found is None:
                 self.frames = round(self.seconds * self.rate) + 1
                 self.exhausted = True
+                if last < 0 and self.frames < count:
+                    # Far shorter than the container states.
+                    self.container.seek(self.start, stream=self.stream)
+                    yield from self.spread_over(self.frames, every, most)
                 return
             own = round((found.pts - first.pts) * self.stream.time_base * self.rate)
             if own > last:
@@ -282,7 +287,8 @@ class _Video:
         last = entries[len(entries) - 1].timestamp if len(entries) else -math.inf
         # (Some formats read theirs with the first jump.)
         if self._has_index and last > self._read:
-            return entries[entries.search_timestamp(pts)].timestamp > self._read
+            found = entries.search_timestamp(pts)
+            return found >= 0 and entries[found].timestamp > self._read
         return (pts - self._read) * self.stream.time_base > self._far
 
     def _decoded(self) -> Iterator[_Packet]:
