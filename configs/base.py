@@ -99,6 +99,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_stages = 3
     # fdftnet: stride of the first MBblockV3; the others have 1.
     config.model.first_stride = 1
+    # fdftnet: side to which the images of the Fine-Tune Transformer are reduced where
+    # config.data.size is larger; 0 for never. The backbone sees them at their size.
+    config.model.ftt_size = 64
 
     # Where the backbone comes from: the workdir of an earlier run (its best one); a
     # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as

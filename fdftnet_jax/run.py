@@ -109,9 +109,12 @@ class Run:
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises UserError where the run has another config."""
-        # Runs before this field existed read the numbers of the file.
-        old = {"data.decoding": "stored", **_flat(self.config)}
-        new = _flat(json.loads(config.to_json()))
+        old, new = _flat(self.config), _flat(json.loads(config.to_json()))
+        # Runs before these fields existed read the numbers of the file, and their
+        # Fine-Tune Transformer saw images of any size.
+        small = old.get("data.size", 0) <= config.model.ftt_size
+        ftt_size = config.model.ftt_size if small else 0
+        old = {"data.decoding": "stored", "model.ftt_size": ftt_size, **old}
         changed = [
             f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

@@ -171,5 +171,6 @@ def test_the_table_has_every_backbone_and_its_counts():
         "shallownetv3",
         "resnet50v2",
         "xception",
+        "efficientnet_lite0",
     ]
     assert "| `xception` | 2x2x2048 | 20,861,480 | 20,865,578 |" in text

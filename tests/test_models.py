@@ -426,3 +426,38 @@ def test_a_configuration_may_name_the_variant(kind):
     for options, variant in ((model, "torch"), (model | {"variant": "keras"}, "keras")):
         network = registry.build(options)
         assert getattr(network, "backbone", network).variant == variant
+
+
+def test_the_fine_tune_transformer_sees_reduced_images():
+    """Half the size by weights 1, 3, 3, 1 along each side, by NumPy in float64."""
+    model = _model("shallownetv3", num_blocks=1, num_stages=1, ftt_size=64)
+    images = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(1), images
+    )
+
+    def branch(model, images):
+        apply = functools.partial(
+            model.apply,
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=lambda m, _: m.name == "fine_tune_transformer",
+        )
+        _, state = jax.jit(apply)(variables, images)
+        return state["intermediates"]["fine_tune_transformer"]["__call__"][0]
+
+    large = np.random.default_rng(0).uniform(-1, 1, (2, 128, 128, 3))
+    weights = np.zeros((64, 128))
+    for i in range(64):
+        for offset, weight in zip((-1, 0, 1, 2), (1, 3, 3, 1), strict=True):
+            if 0 <= 2 * i + offset < 128:
+                weights[i, 2 * i + offset] = weight
+    weights /= weights.sum(1, keepdims=True)
+    reduced = np.einsum("ih,jw,bhwc->bijc", weights, weights, large)
+    whole = _model("shallownetv3", num_blocks=1, num_stages=1)
+    expected = branch(whole, jnp.float32(reduced))
+    found = branch(model, jnp.float32(large))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(branch(whole, jnp.float32(large)) - expected).max() > 1e-3
+    # Smaller ones are taken as they are.
+    np.testing.assert_array_equal(branch(model, images), branch(whole, images))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs import finetune
 from experiments import evaluate
 from fdftnet_jax import run as run_module
 from fdftnet_jax.checkpoint import Checkpoints
@@ -138,3 +139,23 @@ def test_data_of_one_name_in_two_folders_have_evaluations_of_their_own(tmp_path)
     assert len(paths) == 3
     assert tmp_path / "evaluation" / "faces-test.json" in paths
     assert all(os.path.dirname(path) == f"{tmp_path}/evaluation" for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("size", "ftt_size", "goes_on"),
+    [(64, 64, True), (64, 0, True), (128, 64, False), (128, 0, True)],
+)
+def test_runs_from_before_fields_go_on_as_they_were(size, ftt_size, goes_on, tmp_path):
+    """Their Fine-Tune Transformer saw images of any size as they were."""
+    config = finetune.get_config("squeezenet,toy")
+    config.data.size, config.data.decoding = size, "stored"
+    before = json.loads(config.to_json())
+    del before["data"]["decoding"], before["model"]["ftt_size"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    config.model.ftt_size = ftt_size
+    with Run(tmp_path) as run:
+        if goes_on:
+            run.check_config(config)
+        else:
+            with pytest.raises(UserError, match=r"model\.ftt_size: "):
+                run.check_config(config)

@@ -17,6 +17,8 @@ class FDFtNet(nn.Module):
       num_stages: M, the number of stages of the Fine-Tune Transformer; with 0 there is
         no such branch (Table 6).
       first_stride: stride of the first MBblockV3.
+      ftt_size: side to which the Fine-Tune Transformer's images are reduced where they
+        are larger, so that its attention does not grow with the picture; 0 for never.
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
     """
@@ -25,6 +27,7 @@ class FDFtNet(nn.Module):
     num_blocks: int = 4
     num_stages: int = 3
     first_stride: int = 1
+    ftt_size: int = 0
     num_classes: int = 2
     axis_name: str | None = None
 
@@ -51,6 +54,11 @@ class FDFtNet(nn.Module):
             name="mobilenet_head",
         )(features, train=train)
         if self.num_stages:
+            batch, height, width, channels = images.shape
+            if 0 < self.ftt_size < min(height, width):
+                # Each pixel is a mean, weighted by a triangle, of those it stands for.
+                sides = (batch, self.ftt_size, self.ftt_size, channels)
+                images = jax.image.resize(images, sides, "linear")
             x += FineTuneTransformer(
                 self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
             )(images, train=train)

@@ -122,7 +122,7 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
       model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
         and its `variant` where that is not 'keras'; for FDFtNet `num_blocks`,
-        `num_stages` and `first_stride`.
+        `num_stages`, `first_stride` and `ftt_size`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -145,6 +145,8 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             num_blocks=model["num_blocks"],
             num_stages=model["num_stages"],
             first_stride=model["first_stride"],
+            # Networks before this field existed had none.
+            ftt_size=model.get("ftt_size", 0),
             axis_name=axis_name,
         )
     if model["kind"] == "linear":

@@ -33,6 +33,7 @@ _RANGES: checks.Ranges = {
     "model.num_blocks": (int, 1, math.inf),
     "model.num_stages": (int, 0, 4),
     "model.first_stride": (int, 1, 2),
+    "model.ftt_size": (int, 0, math.inf),
     "optimizer.learning_rate": (float, 0, math.inf),
     "optimizer.momentum": (float, 0, 1),
     "optimizer.warmup_epochs": (float, 0, math.inf),
