@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 
 import drawn_videos
 import face_crop_runs
@@ -312,6 +313,12 @@ def test_inputs_that_do_not_fit(config, tree, tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(config, source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_pyav_it_says_what_to_install(config, tree, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"^videos need PyAV; give `pip install av`$"):
+        prepare(config, tree, tmp_path / "out")
 
 
 def test_an_output_that_is_a_file(config, tree, tmp_path, serial):

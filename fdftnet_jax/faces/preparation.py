@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import importlib.metadata
 import io
 import json
 import math
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from fdftnet_jax import checks, files
 from fdftnet_jax.data import kinds, splits
 from fdftnet_jax.errors import Interrupted, UserError, counted
-from fdftnet_jax.faces import choice, workers
+from fdftnet_jax.faces import choice, videos, workers
 from fdftnet_jax.faces.crops import (
     INCOMPLETE,
     RECORD,
@@ -162,7 +161,7 @@ def _preparation(detector: type[FaceDetector], rules: Rules) -> dict[str, Any]:
         "schema_version": 1,
         "detector_version": detector.version(),
         "opencv": cv2.__version__,
-        "pyav": importlib.metadata.version("av"),
+        "pyav": videos.version(),
         **dataclasses.asdict(rules),
     }
 

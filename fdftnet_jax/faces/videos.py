@@ -143,7 +143,10 @@ class _Video:
             self.name.encode()
         except UnicodeEncodeError:
             raise VideoError(self.name, "its name is not UTF-8") from None
-        self._av = _import_av(self.name)
+        try:
+            self._av = _import_av()
+        except UserError as error:
+            raise VideoError(self.name, str(error)) from error
         self.error = self._av.FFmpegError
         self.container = self._open()
         try:
@@ -380,11 +383,16 @@ class _Video:
         return self.exhausted and missing > max(_SECONDS, _SHARE * self._stated())
 
 
-def _import_av(name: str) -> Any:
+def version() -> str:
+    """Version of the package that reads videos; raises UserError without it."""
+    return _import_av().__version__
+
+
+def _import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise VideoError(name, "videos need PyAV; give `pip install av`") from error
+        raise UserError("videos need PyAV; give `pip install av`") from error
     return av
 
 
