@@ -129,6 +129,29 @@ class TestKinds:
         self.check(data, (1 - stored[..., :3]) * (1 - stored[..., 3:]))
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "deflate", "predictor": 2}, {"tile": (16, 32)}]
+)
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_transparent_grey_of_16_bits(kind, options, order):
+    grey = GREY if kind == "unassalpha" else GREY * (OPACITY / 255)
+    values = (np.stack([grey, OPACITY], axis=-1) * 257.0).astype(np.uint16)
+    values -= np.minimum(values, 100)
+    options = {"photometric": "minisblack", "extrasamples": [kind], **options}
+    data = written(values, planarconfig="contig", byteorder=order, **options)
+    colours, alpha = np.split(numbers(data), 2, axis=-1)
+    if kind == "unassalpha":
+        colours = colours * alpha
+    shown = 255 * (colours + 1 - alpha)
+    np.testing.assert_allclose(images.decode(data), np.repeat(shown, 3, -1), atol=2)
+    assert images.decode(data, "stored").shape == (40, 56, 3)
+    # (In planes of their own they are refused, in words.)
+    data = written(planes(values), planarconfig="separate", **options)
+    with pytest.raises(images.ImageError, match="lie apart"):
+        images.decode(data)
+
+
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
 def test_transparent_grey(kind):
     grey = GREY if kind == "unassalpha" else GREY * (OPACITY / 255)

@@ -70,12 +70,20 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 # Pillow's own reader takes the planes of uncompressed 16-bit colours for something
 # else; libtiff reads them right.
 TiffImagePlugin.READ_LIBTIFF = True
-_WHITE_IS_ZERO, _PALETTE, _LAB = 0, 3, 8
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE, _LAB = 0, 1, 3, 8
+_PREMULTIPLIED, _ALPHA = 1, 2
+_GREY_ALPHA = (16, 16)
 # 16-bit kinds of TIFF that Pillow does not list; it reads their numbers all the same.
 TiffImagePlugin.OPEN_INFO |= {
     (b"MM", _WHITE_IS_ZERO, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
     (b"MM", _PALETTE, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
     (b"II", _PALETTE, (1,), 1, (16,), ()): ("I;16", "I;16"),
+}
+# Grey and opacity: the four bytes of a pixel, until `_eight_bits`.
+TiffImagePlugin.OPEN_INFO |= {
+    (order, _BLACK_IS_ZERO, (1,), 1, _GREY_ALPHA, (kind,)): ("RGBA", "RGBA")
+    for order in (b"II", b"MM")
+    for kind in (_PREMULTIPLIED, _ALPHA)
 }
 # What a decoded image shows: colours by its profile and over white; or the numbers of
 # its file, as detectors of version 0.2 and before were trained on.
@@ -404,6 +412,12 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
       image: of any mode.
       tags: of a TIFF.
     """
+    if tags.get(TiffImagePlugin.BITSPERSAMPLE) == _GREY_ALPHA:
+        # libtiff gives the numbers in the order of this machine.
+        values = _SIXTEEN_BITS[np.array(image).view(np.uint16)]
+        premultiplied = tags[TiffImagePlugin.EXTRASAMPLES] == (_PREMULTIPLIED,)
+        mode = "La" if premultiplied else "LA"
+        return Image.frombytes(mode, image.size, values.tobytes(), "raw", mode)
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
@@ -457,6 +471,11 @@ def _check_tiff(image: Any, data: bytes) -> None:
         offsets, sizes = tags.get(273, ()), tags.get(279, ())
         parts = -(-height // min(tags.get(278, height), height))
     planar = tags.get(284, 1) == 2
+    if planar and tags.get(TiffImagePlugin.BITSPERSAMPLE) == _GREY_ALPHA:
+        raise ValueError(
+            "a TIFF whose grey values and opacity, of 16 bits, lie apart is not read "
+            "here; save it as RGB"
+        )
     if len(offsets) < parts * (tags.get(277, 1) if planar else 1):
         raise ValueError("a part of the picture is missing")
     if tags.get(259) == 7:
