@@ -17,7 +17,7 @@ SIZE = 64
 
 
 @pytest.mark.parametrize("kind", ["classifier", "fdftnet"])
-@pytest.mark.parametrize("backbone", registry.PUBLISHED)
+@pytest.mark.parametrize("backbone", registry.OF_PAPER)
 def test_a_step_of_training_and_of_scoring_is_traced(backbone, kind):
     """The arrays that come out fit those that went in; nothing is compiled."""
     model = small_runs.model_config(kind, backbone)
@@ -43,7 +43,7 @@ def test_a_step_of_training_and_of_scoring_is_traced(backbone, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", registry.PUBLISHED)
+@pytest.mark.parametrize("backbone", registry.OF_PAPER)
 def test_pretrain_finetune_evaluate(backbone, tmp_path, cache_dir):
     """Compiles for one to four minutes each."""
     changes = {"model.backbone": backbone, "data.size": SIZE, "epochs": 1}

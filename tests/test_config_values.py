@@ -19,7 +19,7 @@ def changed(name, value):
     [
         make(f"{backbone},{data}{paper}")
         for make in (pretrain.get_config, finetune.get_config)
-        for backbone in registry.PUBLISHED
+        for backbone in registry.OF_PAPER
         for data in base.DATA
         for paper in ("", ",paper")
     ],

@@ -188,7 +188,7 @@ def test_sizes_of_the_paper_s_sets_are_those_of_table_4(module, paper, data):
     ("module", "own"), [(pretrain, PRETRAINING), (finetune, FINE_TUNING)]
 )
 @pytest.mark.parametrize("data", base.DATA)
-@pytest.mark.parametrize("backbone", registry.PUBLISHED)
+@pytest.mark.parametrize("backbone", registry.OF_PAPER)
 def test_paper_configs_follow_section_4_1(module, own, data, backbone):
     config = flat(module.get_config(f"{backbone},{data},paper"))
     expected = {

@@ -175,6 +175,14 @@ def test_videos_and_pictures_of_other_names_are_nobody_s_silent_loss(data):
     }
 
 
+def test_a_picture_named_like_a_video_is_a_picture(data):
+    write_png(Path(data.dir) / "real/a.png")
+    (Path(data.dir) / "real/a.png").rename(Path(data.dir) / "real/a.mp4")
+    with pytest.warns(UserWarning, match="left out 1 of 41"):
+        datasets.prepare(data)
+    assert rejected(data) == {"real/a.mp4": "PNG data under the suffix .mp4"}
+
+
 def test_ignored_folders_are_warned_of(data):
     for name in ("Real2/a.png", "fake_gan/b.png", "fake_gan/c.png", "loose.png"):
         (Path(data.dir) / name).parent.mkdir(exist_ok=True)

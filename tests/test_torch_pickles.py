@@ -42,7 +42,6 @@ def test_tensors_of_every_type(legacy, order, tmp_path):
     state = collections.OrderedDict((k, whole(k, v)) for k, v in expected.items())
     state["bn.num_batches_tracked"] = whole("n", np.int64(7).reshape(()))
     path = torch_saved.save(tmp_path / "x", state, legacy=legacy, order=order)
-    assert torch_pickles.is_pickle(path, path.read_bytes()[:64])
     found = torch_pickles.read(path)
     assert list(found) == list(expected)
     for name, array in expected.items():

@@ -264,9 +264,9 @@ def _ignored(directory: str) -> Iterator[str]:
         more = [f"{len(shown) - 5} more places"] if len(shown) > 5 else []
         yield (
             f"ignored {sum(passed_over.values()):,} images of {directory} that are in "
-            f"no folder of a class: {', '.join(shown[:5] + more)}; a class is a folder "
-            "named real or fake, with any folders below it (those below fake/ name "
-            "generators)"
+            f"no folder of a class: {', '.join(shown[:5] + more)}; to use them, move "
+            "them into real/ or fake/, in folders of their own if you like (those "
+            "below fake/ name generators)"
         )
 
 

@@ -40,11 +40,10 @@ def look(
     path = os.path.join(directory, file.path)
     expected = images.SUFFIXES.get(file.suffix)
     if expected is None:
-        kind = kinds.kind_of(path)
-        if kind == kinds.VIDEO:
-            return Finding(VIDEO)
-        found = images.format_of(path) if kind else None
-        return Finding(_wrong_suffix(found, file) if found else NO_IMAGE)
+        found = images.format_of(path) if os.path.isfile(path) else None
+        if found:
+            return Finding(_wrong_suffix(found, file))
+        return Finding(VIDEO if kinds.kind_of(path) == kinds.VIDEO else NO_IMAGE)
     if not _is_utf8(file.path):
         return Finding("its name is not UTF-8")
     try:

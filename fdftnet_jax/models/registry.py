@@ -48,7 +48,7 @@ BACKBONES: dict[str, Backbone] = {
 }
 # The package's own; the four of the paper's Table 5 among them.
 OWN = tuple(BACKBONES)
-PUBLISHED = ("squeezenet", "shallownetv3", "resnet50v2", "xception")
+OF_PAPER = ("squeezenet", "shallownetv3", "resnet50v2", "xception")
 # The networks that hold a backbone in a part of that name, with new layers beside it.
 ON_BACKBONE = ("fdftnet", "linear")
 KINDS = ("classifier", *ON_BACKBONE)

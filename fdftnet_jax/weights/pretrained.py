@@ -160,7 +160,10 @@ def _open(path: Path) -> Iterator[_Source]:
         raise UserError(f"expected a weights file at {path}, {found}: give its path")
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(b"\x89HDF\r\n\x1a\n") or "model.weights.h5" in _members(path):
+    members = _members(path)
+    # A file of PyTorch is a pickle, or an archive with one.
+    pickled = any(name.endswith("/data.pkl") for name in members)
+    if head.startswith(b"\x89HDF\r\n\x1a\n") or "model.weights.h5" in members:
         with keras_files.open_file(path) as keras:
             fit = functools.partial(fit_keras, keras)
             yield _Source(keras.format, "keras", keras.model, fit)
@@ -168,7 +171,7 @@ def _open(path: Path) -> Iterator[_Source]:
     elif head[8:9] == b"{":
         fit = functools.partial(fit_torch, torch_files.read(path))
         yield _Source("safetensors", "torch", "", fit)
-    elif torch_pickles.is_pickle(path, head):
+    elif pickled or head[:1] == b"\x80":
         fit = functools.partial(fit_torch, torch_pickles.read(path))
         yield _Source("torch", "torch", "", fit)
     else:

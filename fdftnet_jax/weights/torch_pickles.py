@@ -161,19 +161,6 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def is_pickle(path: str | os.PathLike[str], head: bytes) -> bool:
-    """Whether a file, of which `head` is the beginning, is one of `torch.save`."""
-    if head[:1] == b"\x80":
-        return True
-    if not head.startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(n.endswith("data.pkl") for n in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
-
-
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict, without the counters of batches.
 
