@@ -102,6 +102,9 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet: side to which the images of the Fine-Tune Transformer are reduced where
     # config.data.size is larger; 0 for never. The backbone sees them at their size.
     config.model.ftt_size = 64
+    # fdftnet, linear: whether the mean and deviation of the backbone's feature maps of
+    # several depths are classified, too.
+    config.model.taps = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one); a
     # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
@@ -133,9 +136,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.patience = 20
 
     config.optimizer = ml_collections.ConfigDict()
-    # Peak of the cosine schedule.
+    # 'sgd' with momentum, 'adamw', or, for linear on a frozen backbone, 'logistic':
+    # no epochs, but scikit-learn's logistic regression on features computed once.
+    config.optimizer.name = "sgd"
+    # Peak of the cosine schedule. AdamW's is far lower than SGD's: 0.0005 or so.
     config.optimizer.learning_rate = 0.3
+    # sgd: the momentum.
     config.optimizer.momentum = 0.9
+    # adamw: the share of a kernel that a step takes away, times the learning rate.
+    config.optimizer.weight_decay = 0.0
     # Epochs of linear warm-up before the cosine.
     config.optimizer.warmup_epochs = 0.0
     # Largest global norm of a gradient; 0 does not clip.

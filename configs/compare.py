@@ -29,6 +29,7 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
             "paper": 3,
             "frozen": 1,
             "linear_probe": 1,
+            "feature_probe": 1,
             "l2_sp": 1,
             "scratch": 1,
         }

@@ -18,6 +18,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from configs import feature_probe
 from experiments import grid, phases
 from fdftnet_jax.errors import UserError, counted
 
@@ -33,6 +34,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # The backbone frozen to the end.
     "frozen": {"release_epoch": 0},
     "linear_probe": {"model.kind": "linear", "release_epoch": 0},
+    # The same of several depths, by logistic regression.
+    "feature_probe": feature_probe.CHANGES,
     # Full fine-tuning with a pull to the pre-trained weights.
     "l2_sp": {**_FULL, "optimizer.l2_sp": 0.01},
     # The same network as full fine-tuning, from new weights, all at one rate.

@@ -110,11 +110,17 @@ class Run:
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises UserError where the run has another config."""
         old, new = _flat(self.config), _flat(json.loads(config.to_json()))
-        # Runs before these fields existed read the numbers of the file, and their
-        # Fine-Tune Transformer saw images of any size.
+        # Runs before these fields existed read the numbers of the file, their
+        # Fine-Tune Transformer saw images of any size, and their optimizer was SGD.
         small = old.get("data.size", 0) <= config.model.ftt_size
-        ftt_size = config.model.ftt_size if small else 0
-        old = {"data.decoding": "stored", "model.ftt_size": ftt_size, **old}
+        before = {
+            "data.decoding": "stored",
+            "model.ftt_size": config.model.ftt_size if small else 0,
+            "model.taps": False,
+            "optimizer.name": "sgd",
+            "optimizer.weight_decay": 0.0,
+        }
+        old = before | old
         changed = [
             f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

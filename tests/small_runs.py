@@ -32,7 +32,13 @@ NO_AUGMENTATION = {
     "augment.cutout_alpha": 0,
 }
 # Of the section `optimizer` of a config, without a learning rate.
-OPTIMIZER = {"momentum": 0.9, "clip_norm": 0.0, "backbone_rate": 1.0, "l2_sp": 0.0}
+OPTIMIZER = {
+    "name": "sgd",
+    "momentum": 0.9,
+    "clip_norm": 0.0,
+    "backbone_rate": 1.0,
+    "l2_sp": 0.0,
+}
 
 
 class SmallNet(nn.Module):
@@ -41,6 +47,7 @@ class SmallNet(nn.Module):
     num_classes: int | None = None
     axis_name: str | None = None
     features: int = 8
+    taps: bool = False
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -48,12 +55,11 @@ class SmallNet(nn.Module):
         x = layers.BatchNorm(
             use_running_average=not train, axis_name=self.axis_name, name="bn1"
         )(x)
-        x = layers.Dropout(0.25, self.axis_name, name="dropout1")(
-            nn.relu(x), train=train
-        )
+        shallow = nn.relu(x)
+        x = layers.Dropout(0.25, self.axis_name, name="dropout1")(shallow, train=train)
         x = nn.relu(layers.Conv(16, (3, 3), 2, name="conv2")(x))
         if self.num_classes is None:
-            return x
+            return (shallow, x) if self.taps else x
         return layers.Dense(self.num_classes, name="top")(jnp.mean(x, (1, 2)))
 
 

@@ -81,6 +81,7 @@ class TwoProducts(nn.Module):
 
     num_classes: int | None = None
     axis_name: str | None = None
+    taps: bool = False
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -408,6 +408,61 @@ def test_a_probe_is_linear_in_the_mean_of_the_features():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+# Side and channels of each depth at 64x64, by the tables of the publications.
+TAPS = {
+    "squeezenet": [(31, 64), (15, 128), (7, 256), (3, 384), (3, 512)],
+    "shallownetv3": [(60, 32), (28, 64), (12, 32)],
+    "resnet50v2": [(16, 256), (8, 512), (4, 1024), (2, 2048)],
+    "xception": [(29, 64), (15, 128), (8, 256), (4, 728), (4, 728), (2, 2048)],
+    "efficientnet_lite0": [
+        *((32, 32), (32, 16), (16, 24), (8, 40), (4, 80), (4, 112), (2, 192)),
+        *((2, 320), (2, 1280)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", registry.OWN)
+def test_taps_of_a_backbone(name):
+    """They come with the same feature map, from the same variables."""
+    plain, tapped = (registry.get_backbone(name, taps=taps) for taps in (False, True))
+    images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+    variables = jax.jit(functools.partial(plain.init, train=False))(
+        jax.random.key(0), images
+    )
+    maps = jax.jit(functools.partial(tapped.apply, train=False))(variables, images)
+    assert [(m.shape[1], m.shape[3]) for m in maps] == TAPS[name]
+    expected = jax.jit(functools.partial(plain.apply, train=False))(variables, images)
+    chex.assert_trees_all_close(maps[-1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_depths_against_numpy():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(3, 2, (2, side, side, c)) for side, c in ((5, 3), (2, 4))]
+    maps.append(np.ones((2, 3, 3, 1)))
+    found = layers.depth_statistics([jnp.asarray(x, jnp.float32) for x in maps])
+    expected = []
+    for x in maps:
+        expected += [x.mean((1, 2)), x.std((1, 2))]
+    # A map that is constant has a derivative, too: its deviation is not quite 0.
+    expected[-1] += 1e-3
+    np.testing.assert_allclose(found, np.concatenate(expected, -1), rtol=1e-5)
+    slope = jax.grad(lambda x: layers.depth_statistics([x]).sum())(
+        jnp.ones((1, 2, 2, 1))
+    )
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet", "shallownetv3"])
+def test_taps_join_what_is_classified(backbone):
+    """A normalisation of 4, and two weights of the classifier, for each of them."""
+    sizes = [
+        _count(_init(_model(backbone, taps=taps), 1, 64, 64, 3, train=False))
+        for taps in (False, True)
+    ]
+    pooled = 2 * sum(channels for _, channels in TAPS[backbone])
+    assert sizes[1] - sizes[0] == pooled * (4 + 2)
+
+
 def test_unknown_names():
     with pytest.raises(errors.UserError, match="did you mean 'squeezenet'"):
         registry.get_backbone("squeeze")

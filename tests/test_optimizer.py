@@ -9,8 +9,10 @@ from fdftnet_jax.training import optimizer
 
 def options(**changes):
     return {
+        "name": "sgd",
         "learning_rate": 0.3,
         "momentum": 0.9,
+        "weight_decay": 0.0,
         "warmup_epochs": 0.0,
         "clip_norm": 0.0,
         "backbone_rate": 1.0,
@@ -112,6 +114,39 @@ def test_a_released_backbone_is_pulled_back_and_slower():
                 rate = 0.1 * (share if of_backbone else 1.0)
                 weights[part][name] = weights[part][name] - rate * velocity[part][name]
     chex.assert_trees_all_close(params, weights, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_adamw_against_numpy(decay):
+    """Loshchilov and Hutter's Algorithm 2 in float64, on a network's names."""
+    steps, rate, share = 8, 0.05, 0.5
+    rng = np.random.default_rng(0)
+    params = {
+        part: {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+        for part in ("backbone", "head")
+    }
+    mask = {"backbone": True, "head": True}
+    mask = {part: dict.fromkeys(tree, mask[part]) for part, tree in params.items()}
+    chosen = options(name="adamw", weight_decay=decay, backbone_rate=share)
+    transform = optimizer.create(chosen, lambda step: rate, mask)
+    state = transform.init(params)
+    weights = jax.tree.map(np.copy, params)
+    first, second = (jax.tree.map(np.zeros_like, weights) for _ in range(2))
+    for step in range(1, steps + 1):
+        gradients = jax.tree.map(lambda w: rng.normal(size=w.shape), params)
+        updates, state = transform.update(gradients, state, params)
+        params = jax.device_get(optax.apply_updates(params, updates))
+        for part, tree in weights.items():
+            for name, w in tree.items():
+                g = gradients[part][name]
+                first[part][name] = 0.9 * first[part][name] + 0.1 * g
+                second[part][name] = 0.999 * second[part][name] + 0.001 * g**2
+                m = first[part][name] / (1 - 0.9**step)
+                v = second[part][name] / (1 - 0.999**step)
+                decayed = decay * w if name == "kernel" else 0
+                step_size = rate * (share if part == "backbone" else 1)
+                tree[name] = w - step_size * (m / (np.sqrt(v) + 1e-8) + decayed)
+    chex.assert_trees_all_close(params, weights, rtol=1e-4, atol=1e-4)
 
 
 def test_state_has_no_arrays_for_frozen_leaves():

@@ -151,6 +151,7 @@ def test_runs_from_before_fields_go_on_as_they_were(size, ftt_size, goes_on, tmp
     config.data.size, config.data.decoding = size, "stored"
     before = json.loads(config.to_json())
     del before["data"]["decoding"], before["model"]["ftt_size"]
+    del before["optimizer"]["name"], before["optimizer"]["weight_decay"]
     (tmp_path / "config.json").write_text(json.dumps(before))
     config.model.ftt_size = ftt_size
     with Run(tmp_path) as run:

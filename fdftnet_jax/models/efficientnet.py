@@ -47,14 +47,19 @@ class EfficientNetLite0(nn.Module):
       num_classes: None returns the feature map after the head convolution.
       axis_name: the pmapped axis of the global batch.
       variant: 'keras' and 'torch' are the same network.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
     variant: str = "keras"
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -81,7 +86,7 @@ class EfficientNetLite0(nn.Module):
             BatchNorm, use_running_average=not train, axis_name=self.axis_name
         )
         x = nn.relu6(layer(images, 32, 3, 2, "stem"))
-        block = 0
+        maps, block = [x], 0
         for number, kernel, first_stride, expansion, features in _STAGES:
             for i in range(number):
                 shortcut, name = x, f"block{block}"
@@ -93,9 +98,10 @@ class EfficientNetLite0(nn.Module):
                 x = layer(nn.relu6(x), features, 1, 1, f"{name}_project")
                 if x.shape == shortcut.shape:
                     x = x + shortcut
+            maps.append(x)
         x = nn.relu6(layer(x, 1280, 1, 1, "head"))
         if self.num_classes is None:
-            return x
+            return (*maps, x) if self.taps else x
         x = jnp.mean(x, axis=(1, 2))
         x = Dropout(0.2, self.axis_name)(x, train=train)
         return Dense(self.num_classes, name="predictions")(x)

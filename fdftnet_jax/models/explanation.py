@@ -83,8 +83,8 @@ def grad_cam(
     the map is ReLU(sum_k alpha_k A_k). After A there are only a mean and the
     classifier, so that alpha_k is (w[k, fake] - w[k, real]) / (h w) for every image,
     and the map a class activation map (Zhou et al. 2016): what each position adds to
-    the log odds of fake, where that is above 0. What the Fine-Tune Transformer adds is
-    not in it.
+    the log odds of fake, where that is above 0. What the Fine-Tune Transformer and
+    the taps add is not in it.
 
     Args:
       model: FDFtNet.
@@ -102,7 +102,8 @@ def _grad_cam(model, variables, images):
     path = ("mobilenet_head", "head_bn")
     (normalised,) = _outputs(model, variables, images, [path])
     features = hard_swish(normalised).astype(jnp.float32)
-    kernel = variables["params"]["classifier"]["kernel"]
+    # Behind the rows of these channels are those of the taps.
+    kernel = variables["params"]["classifier"]["kernel"][: features.shape[3]]
     weight = (kernel[:, 1] - kernel[:, 0]) / (features.shape[1] * features.shape[2])
     return jax.nn.relu(jnp.einsum("bhwk,k->bhw", features, weight))
 

@@ -1,6 +1,7 @@
 """The layers that the networks share: convolution, normalisation, dropout, gates."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,26 @@ class BatchNorm(nn.Module):
                     self.momentum * running.value + (1 - self.momentum) * value
                 )
         return x
+
+
+def depth_statistics(maps: Sequence[jax.Array]) -> jax.Array:
+    """Pools feature maps of several depths to the mean and deviation of each channel.
+
+    Args:
+      maps: each [batch, h, w, c], with h, w and c of its own.
+
+    Returns:
+      [batch, 2 * sum of all c]: of each map its means, then its standard deviations.
+    """
+    pooled = []
+    for x in maps:
+        # bfloat16 has too few digits for a difference of squares.
+        x = x.astype(jnp.float32)
+        mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=(1, 2))
+        # (The root has no derivative at 0, where a map is constant.)
+        pooled += [mean[:, 0, 0], jnp.sqrt(variance + 1e-6)]
+    return jnp.concatenate(pooled, axis=-1)
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:

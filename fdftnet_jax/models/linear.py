@@ -1,26 +1,29 @@
 """A backbone under one dense layer: what the fine-tuned network is measured against.
 
-With the backbone frozen it is a linear probe of its features; with all of it trained,
-full fine-tuning.
+With the backbone frozen it is a linear probe of its features, or with taps a probe of
+those of several depths; with all of it trained, full fine-tuning.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdftnet_jax.models.layers import Dense
+from fdftnet_jax.models.layers import Dense, depth_statistics
 
 
 class LinearClassifier(nn.Module):
     """Classifies the mean of the backbone's feature map.
 
     Attributes:
-      backbone: a module `(images, *, train) -> [batch, h, w, channels]`.
-      num_classes: of the logits.
+      backbone: a module `(images, *, train) -> [batch, h, w, channels]`, or with `taps`
+        a tuple of such maps.
+      taps: whether to classify the mean and deviation of each of several depths.
+      num_classes: of the logits; None returns what would be classified.
     """
 
     backbone: nn.Module
-    num_classes: int = 2
+    taps: bool = False
+    num_classes: int | None = 2
 
     @nn.compact
     def __call__(
@@ -38,4 +41,7 @@ class LinearClassifier(nn.Module):
           Logits [batch, num_classes].
         """
         features = self.backbone(images, train=train and train_backbone)
-        return Dense(self.num_classes, name="classifier")(jnp.mean(features, (1, 2)))
+        x = depth_statistics(features) if self.taps else jnp.mean(features, (1, 2))
+        if self.num_classes is None:
+            return x
+        return Dense(self.num_classes, name="classifier")(x)

@@ -31,14 +31,18 @@ class OwnBackbone(nn.Module):
       features: a module `(images, *, train) -> [batch, height, width, channels]`.
       label: what messages call it.
       num_classes: None returns the feature map.
+      taps: whether that is a tuple, of itself alone.
     """
 
     features: nn.Module
     label: str
     num_classes: int | None = None
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -67,7 +71,7 @@ class OwnBackbone(nn.Module):
                 f"{CONTRACT}"
             )
         if self.num_classes is None:
-            return x
+            return (x,) if self.taps else x
         return Dense(self.num_classes, name="predictions")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -76,6 +80,7 @@ def build(
     label: str,
     num_classes: int | None = None,
     axis_name: str | None = None,
+    taps: bool = False,
 ) -> OwnBackbone:
     """Makes the module of a user's factory.
 
@@ -84,6 +89,7 @@ def build(
       label: what messages call it.
       num_classes: of its logits; None returns the feature map.
       axis_name: the pmapped axis of the global batch.
+      taps: as in `OwnBackbone`.
 
     Raises:
       UserError: what it makes is no Flax module, or cannot be called by the contract.
@@ -104,7 +110,7 @@ def build(
         raise UserError(f"{label} cannot be called so ({error}): {CONTRACT}") from error
     if hasattr(module, "axis_name"):
         module = module.clone(axis_name=axis_name)
-    return OwnBackbone(module, label, num_classes)
+    return OwnBackbone(module, label, num_classes, taps)
 
 
 def find(path: str) -> Factory:

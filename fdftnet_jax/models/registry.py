@@ -27,9 +27,10 @@ class Backbone:
     """A registered backbone.
 
     Attributes:
-      build: `(num_classes, axis_name) -> module`, with a third argument `variant`
+      build: `(num_classes, axis_name, taps) -> module`, with another argument `variant`
         where there is more than one; `num_classes=None` makes a module that returns
-        the feature map, [batch, h, w, channels].
+        the feature map, [batch, h, w, channels], and with `taps` a tuple of those of
+        several depths.
       l2: weight of the sum of squared kernels in the pre-training loss.
       variants: whose details it can follow; the first is the default.
     """
@@ -90,6 +91,8 @@ def get_backbone(
     num_classes: int | None = None,
     axis_name: str | None = None,
     variant: str = "keras",
+    *,
+    taps: bool = False,
 ) -> nn.Module:
     """Makes a backbone.
 
@@ -99,6 +102,8 @@ def get_backbone(
       axis_name: the pmapped axis of the global batch.
       variant: whose details it follows, 'keras' or 'torch'; imported weights say which
         they need.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last. (A backbone of your own has no others.)
 
     Returns:
       A module `(images, *, train)`.
@@ -112,7 +117,9 @@ def get_backbone(
             f"{name} has no variant {variant!r}: it has {', '.join(backbone.variants)}"
         )
     options = {"variant": variant} if len(backbone.variants) > 1 else {}
-    return backbone.build(num_classes=num_classes, axis_name=axis_name, **options)
+    return backbone.build(
+        num_classes=num_classes, axis_name=axis_name, taps=taps, **options
+    )
 
 
 def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
@@ -121,8 +128,8 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     Args:
       model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
-        and its `variant` where that is not 'keras'; for FDFtNet `num_blocks`,
-        `num_stages`, `first_stride` and `ftt_size`.
+        and its `variant` where that is not 'keras'; for the last two `taps`; for
+        FDFtNet `num_blocks`, `num_stages`, `first_stride` and `ftt_size`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -139,18 +146,20 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     )
     if model["kind"] == "classifier":
         return backbone(num_classes=2)
+    taps = model.get("taps", False)
     if model["kind"] == "fdftnet":
         return FDFtNet(
-            backbone(),
+            backbone(taps=taps),
             num_blocks=model["num_blocks"],
             num_stages=model["num_stages"],
             first_stride=model["first_stride"],
             # Networks before this field existed had none.
             ftt_size=model.get("ftt_size", 0),
+            taps=taps,
             axis_name=axis_name,
         )
     if model["kind"] == "linear":
-        return LinearClassifier(backbone())
+        return LinearClassifier(backbone(taps=taps), taps=taps)
     raise UserError(
         f"model.kind is {model['kind']!r}: expected one of {', '.join(KINDS)}"
     )

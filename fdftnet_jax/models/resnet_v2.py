@@ -27,13 +27,18 @@ class ResNet50V2(nn.Module):
     Attributes:
       num_classes: None returns the feature map after the last normalisation and ReLU.
       axis_name: the pmapped axis of the global batch, for batch statistics.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -51,8 +56,12 @@ class ResNet50V2(nn.Module):
         )
         x = Conv(64, (7, 7), 2, padding=3, name="conv1_conv")(images)
         x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
+        maps = []
         for stage, (units, channels, last_stride) in enumerate(STAGES, 2):
             for unit in range(1, units + 1):
+                if unit == units and stage < 5:
+                    # Before the unit that halves it.
+                    maps.append(x)
                 x = _unit(
                     x,
                     norm,
@@ -63,7 +72,7 @@ class ResNet50V2(nn.Module):
                 )
         x = nn.relu(norm(name="post_bn")(x))
         if self.num_classes is None:
-            return x
+            return (*maps, x) if self.taps else x
         return Dense(self.num_classes, name="predictions")(jnp.mean(x, axis=(1, 2)))
 
 

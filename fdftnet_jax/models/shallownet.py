@@ -20,13 +20,18 @@ class ShallowNetV3(nn.Module):
     Attributes:
       num_classes: None returns the feature map after the eighth convolution.
       axis_name: the pmapped axis of the global batch, for dropout and statistics.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -36,7 +41,7 @@ class ShallowNetV3(nn.Module):
         Returns:
           Logits [batch, num_classes], or the feature map: [batch, 12, 12, 32] at 64x64.
         """
-        x = images
+        x, maps = images, []
         stack = [
             # features, kernel, max-pool after it
             (32, 5, False),
@@ -54,10 +59,11 @@ class ShallowNetV3(nn.Module):
             )(x)
             x = nn.relu(x)
             if pool:
+                maps.append(x)
                 x = max_pool(x, 2, 2)
             x = Dropout(0.25, self.axis_name, name=f"dropout{index}")(x, train=train)
         if self.num_classes is None:
-            return x
+            return (*maps, x) if self.taps else x
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(Dense(1024, name="dense1")(x))
         x = BatchNorm(

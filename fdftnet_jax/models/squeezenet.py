@@ -51,14 +51,19 @@ class SqueezeNet(nn.Module):
       num_classes: None returns the feature map after fire9.
       axis_name: the pmapped axis of the global batch, for dropout.
       variant: 'keras' or 'torch', see the table above.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
     variant: str = "keras"
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -70,19 +75,23 @@ class SqueezeNet(nn.Module):
         """
         padding = VARIANTS[self.variant]
         x = nn.relu(HeConv(64, (3, 3), 2, padding="VALID", name="conv1")(images))
+        maps = [x]
         x = max_pool(x, 3, 2, padding)
         x = Fire(16, 64, name="fire2")(x)
         x = Fire(16, 64, name="fire3")(x)
+        maps.append(x)
         x = max_pool(x, 3, 2, padding)
         x = Fire(32, 128, name="fire4")(x)
         x = Fire(32, 128, name="fire5")(x)
+        maps.append(x)
         x = max_pool(x, 3, 2, padding)
         x = Fire(48, 192, name="fire6")(x)
         x = Fire(48, 192, name="fire7")(x)
+        maps.append(x)
         x = Fire(64, 256, name="fire8")(x)
         x = Fire(64, 256, name="fire9")(x)
         if self.num_classes is None:
-            return x
+            return (*maps, x) if self.taps else x
         x = Dropout(0.5, self.axis_name, name="drop9")(x, train=train)
         top = HeConv(
             self.num_classes,

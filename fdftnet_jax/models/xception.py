@@ -63,14 +63,19 @@ class Xception(nn.Module):
       num_classes: None returns the feature map after block 14.
       axis_name: the pmapped axis of the global batch, for batch statistics.
       variant: 'keras' or 'torch', see the table above.
+      taps: whether the feature map comes with those of smaller depths: a tuple, of
+        which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
     variant: str = "keras"
+    taps: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """Classifies images.
 
         Args:
@@ -106,9 +111,13 @@ class Xception(nn.Module):
         x = nn.relu(norm(name="block1_conv1_bn")(x))
         x = conv(64, (3, 3), padding="VALID", name="block1_conv2")(x)
         x = nn.relu(norm(name="block1_conv2_bn")(x))
+        maps = [x]
         x = halving_block(x, (128, 128), "block2", first_relu=False)
+        maps.append(x)
         x = halving_block(x, (256, 256), "block3")
+        maps.append(x)
         x = halving_block(x, (728, 728), "block4")
+        maps.append(x)
 
         # Middle flow.
         for block in range(5, 13):
@@ -116,11 +125,12 @@ class Xception(nn.Module):
             for index in (1, 2, 3):
                 x = separable(nn.relu(x), 728, f"block{block}_sepconv{index}")
             x += shortcut
+        maps.append(x)
 
         # Exit flow.
         x = halving_block(x, (728, 1024), "block13")
         x = nn.relu(separable(x, 1536, "block14_sepconv1"))
         x = nn.relu(separable(x, 2048, "block14_sepconv2"))
         if self.num_classes is None:
-            return x
+            return (*maps, x) if self.taps else x
         return Dense(self.num_classes, name="predictions")(jnp.mean(x, axis=(1, 2)))

@@ -11,7 +11,7 @@ from fdftnet_jax.data import images, preprocess, splits, toy
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.paper_sets import faceforensics, sets
-from fdftnet_jax.training import feed, freezing
+from fdftnet_jax.training import feed, freezing, optimizer
 
 _RANGES: checks.Ranges = {
     "seed": (int, 0, 2**31 - 1),
@@ -36,6 +36,7 @@ _RANGES: checks.Ranges = {
     "model.ftt_size": (int, 0, math.inf),
     "optimizer.learning_rate": (float, 0, math.inf),
     "optimizer.momentum": (float, 0, 1),
+    "optimizer.weight_decay": (float, 0, math.inf),
     "optimizer.warmup_epochs": (float, 0, math.inf),
     "optimizer.clip_norm": (float, 0, math.inf),
     "optimizer.l2_sp": (float, 0, math.inf),
@@ -62,9 +63,11 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.decoding": images.DECODINGS,
     "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
+    "model.taps": (False, True),
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
     "trainable": freezing.PHASES,
+    "optimizer.name": optimizer.NAMES,
     "dtype": registry.DTYPES,
     "calibration.rule": ("eer", "fpr"),
     "augment.flip": (False, True),
@@ -84,6 +87,15 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.replay_dir is {config.data.replay_dir!r} with data.replay=0: "
             "expected a number of images per class; give for example "
             "--config.data.replay=200"
+        )
+    closed_form = config.optimizer.name == "logistic"
+    frozen = config.trainable == "head" and not config.release_epoch
+    frozen = frozen and config.epochs == 1
+    if closed_form and not (config.model.kind == "linear" and frozen):
+        raise UserError(
+            "optimizer.name is 'logistic', which fits one dense layer on a frozen "
+            "backbone without epochs: expected --config.model.kind=linear "
+            "--config.trainable=head --config.release_epoch=0 --config.epochs=1"
         )
     of_backbone = {"l2_sp": 0, "backbone_rate": 1}
     for name, without in of_backbone.items():

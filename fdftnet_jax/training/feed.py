@@ -46,6 +46,7 @@ class Images:
         """
         self._config = config
         self._data = data
+        self._preprocessing = preprocessing
         self._view = random_view(config, preprocessing)
         self.train, self.validation = sources(data, config, preprocessing)
         self.class_weights = class_weights(data, config.class_balance)
@@ -80,6 +81,14 @@ class Images:
             view=self._view,
         )
         return Feed(batches, views)
+
+    def train_batches_as_scored(self) -> Iterator[pipeline.Example]:
+        """The training images once, in order, without augmentation, in one process."""
+        megabytes = 0  # They are read only once.
+        source = _source(self._data.train, self._preprocessing, megabytes)
+        return pipeline.eval_batches(
+            source, self._config.batch_size, threads=self._config.data.threads
+        )
 
     def validation_batches(self) -> Iterator[pipeline.Example]:
         """This process's share of the validation images, in batches."""

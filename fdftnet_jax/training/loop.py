@@ -18,6 +18,7 @@ from fdftnet_jax.run import History, Run
 from fdftnet_jax.training import (
     config_values,
     freezing,
+    logistic,
     processes,
     run_data,
     setup,
@@ -148,10 +149,14 @@ class _Loop:
         """
         progress, training = self._progress, self._training
         began, steps_before = time.perf_counter(), progress.steps
+        seen_before = progress.sums.get("count", 0.0)
         self._feed.waited = 0.0
         watch = StepWatch(progress.sums, self._run, training.data.paths)
         try:
-            self._steps(watch, bar)
+            if self._config.optimizer.name == "logistic":
+                self._fit(watch)
+            else:
+                self._steps(watch, bar)
             progress.sums = watch.sums()
             seconds = time.perf_counter() - began
             validation = self._validate()
@@ -160,10 +165,9 @@ class _Loop:
             if progress.steps > steps_before:
                 self._save(steps.unreplicate(self._state), None)
             self._interruption.stop(self._step)
-        train = steps.means(progress.sums)
+        train, seen = steps.means(progress.sums), progress.sums["count"] - seen_before
         self._check_finite(train["loss"], validation["loss"])
         _advance(progress, validation["loss"], self._config)
-        trained = training.steps_per_epoch - steps_before
         step = progress.epoch * training.steps_per_epoch
         return {
             "epoch": progress.epoch,
@@ -173,7 +177,7 @@ class _Loop:
             "validation_loss": validation["loss"],
             "validation_accuracy": validation["accuracy"],
             "learning_rate": float(training.schedule(step - 1)),
-            "images_per_second": trained * self._config.batch_size / seconds,
+            "images_per_second": seen / seconds,
             "input_wait_share": self._feed.waited / seconds,
             **_gammas(self._state.params),
         }
@@ -192,6 +196,17 @@ class _Loop:
             progress.steps += count
             watch.add(first, indices, metrics)
             bar.update(count)
+
+    def _fit(self, watch: StepWatch) -> None:
+        """Fits the classifier in closed form, which is all of the training."""
+        classifier, sums = logistic.fit(self._config, self._training)
+        state = self._training.state
+        params = {**state.params, "classifier": classifier}
+        state = dataclasses.replace(state, step=state.step + 1, params=params)
+        self._state = steps.replicate(state)
+        self._progress.steps = 1
+        metrics = jax.tree.map(np.float32, {**sums, "nonfinite": 0.0})
+        watch.add(1, np.zeros((1, 0), np.int32), steps.replicate(metrics))
 
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images."""
@@ -250,10 +265,12 @@ def _gammas(params: Any) -> dict[str, float]:
 def _opening(config: ml_collections.ConfigDict, training: setup.Training) -> str:
     """Line for the user before the first step."""
     count = training.phases[0].num_parameters(training.state.params)
+    opening = f"training {count:,} parameters on {run_data.describe(training.data)}"
+    if config.optimizer.name == "logistic":
+        return opening
     return (
-        f"training {count:,} parameters on {run_data.describe(training.data)}, "
-        f"{jax.device_count()} device(s), {training.steps_per_epoch} steps an epoch, "
-        f"at most {config.epochs} epochs"
+        f"{opening}, {jax.device_count()} device(s), {training.steps_per_epoch} steps "
+        f"an epoch, at most {config.epochs} epochs"
     )
 
 

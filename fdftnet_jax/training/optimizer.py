@@ -1,10 +1,15 @@
-"""SGD with momentum under a cosine schedule, masked to what is trainable."""
+"""SGD or AdamW under a cosine schedule, masked to what is trainable.
+
+The third name, 'logistic', stands for no steps at all (see `logistic`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
+
+NAMES = ("sgd", "adamw", "logistic")
 
 
 def schedule(optimizer: Mapping[str, Any], steps: int, steps_per_epoch: int):
@@ -29,15 +34,16 @@ def schedule(optimizer: Mapping[str, Any], steps: int, steps_per_epoch: int):
 def create(
     optimizer: Mapping[str, Any], learning_rate: optax.Schedule, mask: Any
 ) -> optax.GradientTransformation:
-    """SGD with momentum on the trainable parameters, no update of the others.
+    """SGD or AdamW on the trainable parameters, no update of the others.
 
     The last transform matters: `optax.masked` alone passes the gradients of what it
     leaves out, unscaled, as updates.
 
     Args:
-      optimizer: `momentum`; `clip_norm` (largest global norm of a gradient; 0 does not
-        clip); of a trained backbone `l2_sp` (see `pull_to_start`) and `backbone_rate`
-        (its share of the learning rate).
+      optimizer: `name`, one of `NAMES`; `momentum` of SGD; `weight_decay` of AdamW
+        (Loshchilov and Hutter 2019), which decays kernels alone; `clip_norm` (largest
+        global norm of a gradient; 0 does not clip); of a trained backbone `l2_sp` (see
+        `pull_to_start`) and `backbone_rate` (its share of the learning rate).
       learning_rate: by step.
       mask: tree of bool, True where trainable.
     """
@@ -48,7 +54,7 @@ def create(
     }
     parts = [
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.sgd(learning_rate, momentum=optimizer["momentum"]),
+        _rule(optimizer, learning_rate),
     ]
     if optimizer["l2_sp"]:
         pull = pull_to_start(optimizer["l2_sp"])
@@ -59,6 +65,25 @@ def create(
     return optax.chain(
         optax.masked(optax.chain(*parts), mask),
         optax.masked(optax.set_to_zero(), frozen),
+    )
+
+
+def _rule(
+    optimizer: Mapping[str, Any], learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    if optimizer["name"] == "sgd":
+        return optax.sgd(learning_rate, momentum=optimizer["momentum"])
+    if optimizer["name"] == "logistic":
+        return optax.set_to_zero()
+    return optax.adamw(
+        learning_rate, weight_decay=optimizer["weight_decay"], mask=_kernels
+    )
+
+
+def _kernels(params: Any) -> Any:
+    """Tree of bool: the kernels, not the biases and the scales of normalisations."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == "kernel", params
     )
 
 

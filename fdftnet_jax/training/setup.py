@@ -134,7 +134,9 @@ def prepare(
             "the checkpoint that they go on from": saved and saved.to_dict(),
         }
     )
+    closed_form = config.optimizer.name == "logistic"
     steps_per_epoch = max(1, data.num_images() // config.batch_size)
+    steps_per_epoch = 1 if closed_form else steps_per_epoch
     schedule = optimizer.schedule(
         config.optimizer, config.epochs * steps_per_epoch, steps_per_epoch
     )

@@ -1,0 +1,225 @@
+"""A probe of frozen features: logistic regression instead of gradient steps.
+
+The backbone sees every training image once, without augmentation, as evaluation does.
+Its features are standardised, and scikit-learn's logistic regression with a penalty of
+|w|^2 / (2 C) finds the minimum of the loss. The result is the dense layer of an
+ordinary network, which is calibrated, evaluated and exported like any other.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from sklearn import linear_model, model_selection
+
+from fdftnet_jax import files
+from fdftnet_jax.data import caches, pipeline, preprocess
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
+from fdftnet_jax.training import feed, processes, run_data, setup, steps
+
+# Of which C is chosen, from the strongest penalty to the weakest.
+STRENGTHS = tuple(10.0**k for k in range(-5, 2))
+# Part of the name of cached features: they are computed anew where it is another.
+_CACHE_VERSION = 1
+
+
+def fit(
+    config: ml_collections.ConfigDict, training: setup.Training
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Fits the dense layer on the features of the training images.
+
+    Args:
+      config: all fields of `configs/base.py`.
+      training: of a network of the kind 'linear'.
+
+    Returns:
+      `kernel` [features, 2] and `bias` [2] of the layer; and the sums `loss` (nats),
+      `correct` and `count` over the training images.
+
+    Raises:
+      UserError: several processes train, or a class has one image alone.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            "optimizer.name='logistic' is for one process: it takes seconds; start it "
+            "without --distributed"
+        )
+    data, images = training.data, training.images
+    pooled = cached_features(config, training)
+    labels = feed.labels(data.train)
+    weights = np.asarray(images.class_weights)[labels]
+    # (Batches with as many of each class, too, count both the same.)
+    if config.class_balance == "batches":
+        weights = np.asarray(feed.class_weights(data, "weights"))[labels]
+    mean, deviation = pooled.mean(0), pooled.std(0)
+    # A feature that is the same in all images says nothing.
+    varies = deviation > 1e-6 * (1 + np.abs(mean))
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+    standard = (pooled - mean) * scale
+    strength, losses = choose_strength(
+        standard, labels, weights, _groups(data), config.seed
+    )
+    if losses:
+        processes.say(
+            f"logistic regression on {pooled.shape[1]:,} features of "
+            f"{len(labels):,} images: C = {strength:g} of {STRENGTHS[0]:g} to "
+            f"{STRENGTHS[-1]:g}, by the loss in cross-validation, "
+            f"{min(losses):.4f} nats"
+        )
+    model = _model(strength).fit(standard, labels, weights)
+    w = model.coef_[0] * scale
+    b = model.intercept_[0] - w @ mean
+    # The log odds of fake are the difference of the two logits.
+    kernel = np.stack([-w / 2, w / 2], -1).astype(np.float32)
+    bias = np.array([-b / 2, b / 2], np.float32)
+    odds = pooled @ w + b
+    sums = {
+        "loss": float(np.logaddexp(0, np.where(labels == 1, -odds, odds)).sum()),
+        "correct": float(np.sum((odds >= 0) == (labels == 1))),
+        "count": float(len(labels)),
+    }
+    return {"kernel": kernel, "bias": bias}, sums
+
+
+def choose_strength(
+    standard: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+) -> tuple[float, list[float]]:
+    """Chooses C by the weighted log loss in cross-validation on the training images.
+
+    Args:
+      standard: [n, features] standardised.
+      labels: [n] 0 and 1.
+      weights: [n] of the images in the loss.
+      groups: [n]; the images of a group are in one fold.
+      seed: of the folds.
+
+    Returns:
+      The C of the lowest loss, and the losses of all `STRENGTHS`; where a class has
+      fewer than two groups, a strong penalty and no losses.
+    """
+    of_class = [len(np.unique(groups[labels == label])) for label in (0, 1)]
+    folds = min(5, *of_class)
+    if folds < 2:
+        return STRENGTHS[2], []
+    splitter = model_selection.StratifiedGroupKFold(
+        folds, shuffle=True, random_state=seed
+    )
+    losses = np.zeros(len(STRENGTHS))
+    for kept, left_out in splitter.split(standard, labels, groups):
+        if len(np.unique(labels[kept])) < 2:
+            continue
+        # Each begins where the one before, with a stronger penalty, ended.
+        model = _model(STRENGTHS[0]).set_params(warm_start=True)
+        for k, strength in enumerate(STRENGTHS):
+            model.set_params(C=strength).fit(
+                standard[kept], labels[kept], weights[kept]
+            )
+            odds = model.decision_function(standard[left_out])
+            wrong_way = np.where(labels[left_out] == 1, -odds, odds)
+            losses[k] += weights[left_out] @ np.logaddexp(0, wrong_way)
+    losses /= weights.sum()
+    return STRENGTHS[int(np.argmin(losses))], losses.tolist()
+
+
+def _model(strength: float) -> linear_model.LogisticRegression:
+    return linear_model.LogisticRegression(C=strength, max_iter=5000)
+
+
+def _groups(data: run_data.RunData) -> np.ndarray:
+    """[n] int: images of one group of one data set have the same number."""
+    names = [
+        f"{part.dataset.directory}\n{part.records[int(i)]['group']}"
+        for part in data.train
+        for i in part.indices
+    ]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def cached_features(
+    config: ml_collections.ConfigDict, training: setup.Training
+) -> np.ndarray:
+    """The features of the training images, from the cache if they were computed before.
+
+    Returns:
+      [n, features] float64, in the order of the training source: what the dense layer
+      sees, averaged over the views of an image.
+    """
+    record, data = training.record, training.data
+    model, view = dict(record.model), record.preprocessing
+    variables = {
+        "params": {"backbone": training.state.params["backbone"]},
+        "batch_stats": training.state.batch_stats,
+    }
+    digest = hashlib.sha256()
+    parts = {
+        "version": _CACHE_VERSION,
+        "model": {key: model[key] for key in ("backbone", "variant", "taps", "dtype")},
+        "view": view.to_dict(),
+        "data": [data.own.fingerprint, data.replay],
+    }
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    for part in data.train:
+        digest.update(part.indices.astype(np.int64).tobytes())
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    cache = caches.cache_dir(config.data.cache_dir)
+    path = cache / "features" / f"{digest.hexdigest()[:32]}.npy"
+    if path.is_file():
+        processes.say(f"features of {data.num_images():,} images: read from {path}")
+        return np.load(path).astype(np.float64)
+    module = registry.build(model).clone(num_classes=None)
+    apply = registry.computing_in(model["dtype"], module.apply)
+    batches = training.images.train_batches_as_scored()
+    pooled = compute(apply, variables, batches, data.num_images(), view.scaling)
+    content = io.BytesIO()
+    np.save(content, pooled)
+    with caches.writing("features", cache):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path, content.getvalue())
+    return pooled.astype(np.float64)
+
+
+def compute(
+    apply: Callable[..., jax.Array],
+    variables: Any,
+    batches: Iterable[pipeline.Example],
+    num_images: int,
+    scaling: str,
+) -> np.ndarray:
+    """Computes features on all local devices.
+
+    Args:
+      apply: `(variables, images, train=) -> [b, features]`.
+      variables: `params` and `batch_stats`.
+      batches: as `pipeline.eval_batches` yields them.
+      num_images: of its source.
+      scaling: of the pixels (see `preprocess.scale`).
+
+    Returns:
+      [num_images, features] float32, averaged over the views of an image.
+    """
+
+    def step(variables, images):
+        shape = images.shape
+        flat = preprocess.scale(images.reshape(-1, *shape[-3:]), scaling)
+        pooled = apply(variables, flat, train=False)
+        return pooled.reshape(shape[0], -1, pooled.shape[-1]).mean(1)
+
+    p_step = jax.pmap(step, axis_name=steps.AXIS)
+    variables = steps.replicate(variables)
+    rows = []
+    for batch in batches:
+        dealt = steps.shard({"image": batch["image"]})["image"]
+        pooled = np.asarray(p_step(variables, dealt))
+        rows.append(pooled.reshape(-1, pooled.shape[-1]))
+    return np.concatenate(rows)[:num_images]
