@@ -99,9 +99,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_stages = 3
     # fdftnet: stride of the first MBblockV3; the others have 1.
     config.model.first_stride = 1
-    # fdftnet: side to which the images of the Fine-Tune Transformer are reduced where
-    # config.data.size is larger; 0 for never. The backbone sees them at their size.
+    # fdftnet: side of the images of the Fine-Tune Transformer where config.data.size is
+    # larger; 0 for the same. The backbone sees them at their size.
     config.model.ftt_size = 64
+    # fdftnet: how they get it: 'whole' reduces the picture, 'window' cuts its centre.
+    config.model.ftt_view = "whole"
+    # fdftnet: what is left of them: '' all, 'npr' the differences within blocks of 2x2
+    # pixels, 'srm' the 30 residuals of the spatial rich model.
+    config.model.ftt_filter = ""
     # fdftnet, linear: whether the mean and deviation of the backbone's feature maps of
     # several depths are classified, too.
     config.model.taps = False

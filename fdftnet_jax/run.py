@@ -116,6 +116,8 @@ class Run:
         before = {
             "data.decoding": "stored",
             "model.ftt_size": config.model.ftt_size if small else 0,
+            "model.ftt_view": "whole",
+            "model.ftt_filter": "",
             "model.taps": False,
             "optimizer.name": "sgd",
             "optimizer.weight_decay": 0.0,

@@ -171,3 +171,20 @@ def test_grad_cam_sums_to_what_the_branch_adds_to_the_log_odds(case):
     )
     total = np.sum(found - negative, axis=(1, 2))
     np.testing.assert_allclose(total, with_it - without, atol=1e-4)
+
+
+def test_attention_to_a_window_lies_amid_zeros(case):
+    _, variables, _ = case
+    images = jax.random.uniform(jax.random.key(2), (2, 32, 40, 3), minval=-1, maxval=1)
+    whole = FDFtNet(small_runs.SmallNet(), num_blocks=1, num_stages=STAGES)
+    model = whole.clone(ftt_size=16, ftt_view="window")
+    window = images[:, 8:24, 12:28]
+    found = explanation.attention_maps(model, variables, images)
+    expected = explanation.attention_maps(whole, variables, window)
+    for stage, inner in zip(found, expected, strict=True):
+        side = inner.shape[1]
+        assert stage.shape == (2, 2 * side, 5 * side // 2)
+        placed = np.zeros(stage.shape)
+        top, left = side // 2, 3 * side // 4
+        placed[:, top : top + side, left : left + side] = inner
+        np.testing.assert_allclose(stage, placed, rtol=1e-5, atol=1e-7)

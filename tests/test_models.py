@@ -516,3 +516,25 @@ def test_the_fine_tune_transformer_sees_reduced_images():
     assert np.abs(branch(whole, jnp.float32(large)) - expected).max() > 1e-3
     # Smaller ones are taken as they are.
     np.testing.assert_array_equal(branch(model, images), branch(whole, images))
+    # Or the window in the centre.
+    model = _model(
+        "shallownetv3", num_blocks=1, num_stages=1, ftt_size=64, ftt_view="window"
+    )
+    found = branch(model, jnp.float32(large))
+    expected = branch(whole, jnp.float32(large[:, 32:96, 32:96]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("npr", 3), ("srm", 30)])
+def test_the_fine_tune_transformer_sees_residuals(name, channels):
+    """Nothing else changes; at 64x64 with neither, the counts are Table 2's."""
+    plain, filtered = (
+        _init(_model("squeezenet", ftt_filter=f), 1, 64, 64, 3, train=False)["params"]
+        for f in ("", name)
+    )
+    assert filtered["fine_tune_transformer"]["depthwise1"]["kernel"].shape == (
+        *(3, 3, 1),
+        channels,
+    )
+    del plain["fine_tune_transformer"], filtered["fine_tune_transformer"]
+    chex.assert_trees_all_equal_shapes(plain, filtered)

@@ -36,8 +36,9 @@ def attention_maps(
     Returns:
       For each stage m = 1..M [batch, h_m, w_m] float32: the mean over the queries j of
       beta[j, i] (Eq. 1), at the position of key i; the first stage has half the sides
-      of the image, each further one half of that. Each map sums to 1, so that 1 /
-      (h_m w_m) is even attention.
+      of what the Fine-Tune Transformer sees, each further one half of that. Each map
+      sums to 1, so that 1 / (h_m w_m) is even attention. Where that sees a window of
+      the image, zeros stand for the rest.
     """
     return _attention_maps(model, variables, images)
 
@@ -54,7 +55,21 @@ def _attention_maps(model, variables, images):
         # One image at a time.
         received = lax.map(lambda image: _received(*image), (f, g))
         maps.append(received.reshape(batch, height, width))
+    if model.ftt_view == "window":
+        maps = [_placed(stage, images.shape[1:3], model.ftt_size) for stage in maps]
     return tuple(maps)
+
+
+def _placed(stage, sides, size):
+    """A map of the window in the centre, [batch, h, w], amid zeros for the rest."""
+    if not 0 < size < min(sides):
+        return stage
+    margins = [(0, 0)]
+    for side, positions in zip(sides, stage.shape[1:], strict=True):
+        before = (side - size) // 2
+        after = side - size - before
+        margins.append(tuple(round(m * positions / size) for m in (before, after)))
+    return jnp.pad(stage, margins)
 
 
 def gammas(variables: Mapping[str, Any]) -> tuple[float, ...]:

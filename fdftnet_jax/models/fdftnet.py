@@ -7,6 +7,30 @@ import jax.numpy as jnp
 from fdftnet_jax.models.fine_tune_transformer import FineTuneTransformer
 from fdftnet_jax.models.layers import BatchNorm, Dense, depth_statistics
 from fdftnet_jax.models.mobilenet_v3 import MobileNetHead
+from fdftnet_jax.ops import residuals
+
+VIEWS = ("whole", "window")
+
+
+def transformer_view(images: jax.Array, size: int, view: str) -> jax.Array:
+    """What the Fine-Tune Transformer sees of pictures.
+
+    Args:
+      images: [batch, height, width, channels].
+      size: side of the result where the pictures are larger; 0 for their own.
+      view: one of `VIEWS`.
+
+    Returns:
+      [batch, size, size, channels], or `images`.
+    """
+    batch, height, width, channels = images.shape
+    if not 0 < size < min(height, width):
+        return images
+    if view == "window":
+        top, left = (height - size) // 2, (width - size) // 2
+        return images[:, top : top + size, left : left + size]
+    # Each pixel is a mean, weighted by a triangle, of those it stands for.
+    return jax.image.resize(images, (batch, size, size, channels), "linear")
 
 
 class FDFtNet(nn.Module):
@@ -19,8 +43,10 @@ class FDFtNet(nn.Module):
       num_stages: M, the number of stages of the Fine-Tune Transformer; with 0 there is
         no such branch (Table 6).
       first_stride: stride of the first MBblockV3.
-      ftt_size: side to which the Fine-Tune Transformer's images are reduced where they
-        are larger, so that its attention does not grow with the picture; 0 for never.
+      ftt_size: side of the Fine-Tune Transformer's images where the pictures are
+        larger, so that its attention does not grow with them; 0 for their own.
+      ftt_view: 'whole' reduces the picture to that size, 'window' cuts its centre.
+      ftt_filter: of these images, a key of `residuals.FILTERS`; '' for none.
       taps: whether the mean and deviation of the backbone's maps of several depths are
         classified, too, each normalised over the batch.
       num_classes: of the logits.
@@ -32,6 +58,8 @@ class FDFtNet(nn.Module):
     num_stages: int = 3
     first_stride: int = 1
     ftt_size: int = 0
+    ftt_view: str = "whole"
+    ftt_filter: str = ""
     taps: bool = False
     num_classes: int = 2
     axis_name: str | None = None
@@ -60,11 +88,9 @@ class FDFtNet(nn.Module):
             name="mobilenet_head",
         )(maps[-1], train=train)
         if self.num_stages:
-            batch, height, width, channels = images.shape
-            if 0 < self.ftt_size < min(height, width):
-                # Each pixel is a mean, weighted by a triangle, of those it stands for.
-                sides = (batch, self.ftt_size, self.ftt_size, channels)
-                images = jax.image.resize(images, sides, "linear")
+            images = transformer_view(images, self.ftt_size, self.ftt_view)
+            if self.ftt_filter:
+                images = residuals.FILTERS[self.ftt_filter](images)
             x += FineTuneTransformer(
                 self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
             )(images, train=train)

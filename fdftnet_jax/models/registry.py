@@ -129,7 +129,8 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
       model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
         and its `variant` where that is not 'keras'; for the last two `taps`; for
-        FDFtNet `num_blocks`, `num_stages`, `first_stride` and `ftt_size`.
+        FDFtNet `num_blocks`, `num_stages`, `first_stride`, and `ftt_size`, `ftt_view`
+        and `ftt_filter`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -153,8 +154,10 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             num_blocks=model["num_blocks"],
             num_stages=model["num_stages"],
             first_stride=model["first_stride"],
-            # Networks before this field existed had none.
+            # Networks before these fields existed had none of it.
             ftt_size=model.get("ftt_size", 0),
+            ftt_view=model.get("ftt_view", "whole"),
+            ftt_filter=model.get("ftt_filter", ""),
             taps=taps,
             axis_name=axis_name,
         )

@@ -9,7 +9,8 @@ import ml_collections
 from fdftnet_jax import checks
 from fdftnet_jax.data import images, preprocess, splits, toy
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import registry
+from fdftnet_jax.models import fdftnet, registry
+from fdftnet_jax.ops import residuals
 from fdftnet_jax.paper_sets import faceforensics, sets
 from fdftnet_jax.training import feed, freezing, optimizer
 
@@ -63,6 +64,8 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "data.decoding": images.DECODINGS,
     "data.scaling": ("", *preprocess.SCALINGS),
     "model.kind": registry.KINDS,
+    "model.ftt_view": fdftnet.VIEWS,
+    "model.ftt_filter": ("", *residuals.FILTERS),
     "model.taps": (False, True),
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
