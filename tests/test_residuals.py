@@ -29,9 +29,9 @@ def test_neighbouring_pixels_of_an_enlarged_picture_are_equal():
 def surface(order):
     """A picture of a polynomial of that order in both directions."""
     y, x = np.mgrid[:9, :9] / 9.0
-    return sum(
-        y**a * (x / 2) ** b for a in range(order + 1) for b in range(order + 1 - a)
-    )
+    powers = [(a, b) for a in range(order + 1) for b in range(order + 1 - a)]
+    # Unlike in both directions, so that no diagonal is flat.
+    return sum(y**a * (2 * x) ** b for a, b in powers)
 
 
 def test_the_rich_model_takes_away_what_its_orders_say():
