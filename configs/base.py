@@ -74,8 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.decoding = "srgb"
     # Side of the network's square input, in pixels.
     config.data.size = 64
-    # Scaling of the pixels: 'minus_one_one', 'zero_one' or 'imagenet' (mean and
-    # standard deviation); '' is what the weights of init_from expect, or [-1, 1].
+    # Scaling of the pixels: 'minus_one_one', 'zero_one', 'imagenet' or 'clip' (mean and
+    # standard deviation of these); '' is what the weights of init_from expect, or
+    # [-1, 1].
     config.data.scaling = ""
     # Decoded views of each split are kept in memory up to this many megabytes.
     config.data.memory_megabytes = 2048
@@ -89,8 +90,8 @@ def get_config() -> ml_collections.ConfigDict:
     # 'classifier' (the backbone with its own top), 'fdftnet', or 'linear' (one dense
     # layer on the mean of the backbone's features).
     config.model.kind = "classifier"
-    # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', 'efficientnet_lite0', or
-    # MODULE:ATTRIBUTE of your own.
+    # 'squeezenet', 'shallownetv3', 'resnet50v2', 'xception', 'efficientnet_lite0',
+    # 'vit', or MODULE:ATTRIBUTE of your own.
     config.model.backbone = "squeezenet"
     # fdftnet: N, the number of MBblockV3 on the backbone's features (Table 3).
     config.model.num_blocks = 4
@@ -113,8 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Where the backbone comes from: the workdir of an earlier run (its best one); a
     # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
-    # .safetensors or .pth; or 'imagenet', the published weights of the backbone. ''
-    # starts pre-training from new weights; fdftnet needs one.
+    # .safetensors or .pth; or 'imagenet', 'clip' or 'dinov2', published weights of the
+    # backbone. '' starts pre-training from new weights; fdftnet needs one.
     config.init_from = ""
     # Start from new weights all the same: init_from names the data of replay alone.
     config.new_weights = False

@@ -172,5 +172,6 @@ def test_the_table_has_every_backbone_and_its_counts():
         "resnet50v2",
         "xception",
         "efficientnet_lite0",
+        "vit",
     ]
     assert "| `xception` | 2x2x2048 | 20,861,480 | 20,865,578 |" in text

@@ -176,7 +176,7 @@ def test_the_network_that_does_fit_is_named(tmp_path, squeezenet):
 
 def test_backbones_of_ones_own_have_no_weights_files(tmp_path):
     message = refused(tmp_path / "x.h5", "package.module:Network")
-    assert "resnet50v2, shallownetv3, squeezenet, xception" in message
+    assert "resnet50v2, shallownetv3, squeezenet, vit, xception" in message
 
 
 # Files that cannot be read

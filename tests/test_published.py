@@ -49,7 +49,7 @@ def described(monkeypatch):
 
     def describe(address):
         digest = hashlib.sha256(CONTENT).hexdigest()[:8]
-        file = published.Published("x.pth", "sha256", digest, address)
+        file = published.Published("x.pth", "sha256", digest, f"{address}/x.pth")
         monkeypatch.setitem(published.FILES, ("imagenet", "squeezenet"), file)
 
     return describe
@@ -84,6 +84,22 @@ def test_without_a_connection_the_place_of_the_file_is_named(described, tmp_path
     assert published.path_of("imagenet", "squeezenet", tmp_path) == str(place)
 
 
+def test_a_digest_that_nobody_states_is_that_of_the_first_fetch(
+    monkeypatch, tmp_path, capsys
+):
+    with served(CONTENT) as (address, _):
+        file = published.Published("x.pth", "sha256", "", f"{address}/x.pth")
+        monkeypatch.setitem(published.FILES, ("clip", "vit"), file)
+        for _ in range(2):
+            path = published.path_of("clip", "vit", tmp_path)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert capsys.readouterr().err.count(f"its SHA-256 {digest} is recorded") == 1
+    with open(path, "wb") as changed:
+        changed.write(CONTENT[1:])
+    with pytest.raises(UserError, match=f"expected sha256 {digest}, found"):
+        published.path_of("clip", "vit", tmp_path)
+
+
 def test_unknown_weights(tmp_path):
     with pytest.raises(UserError, match="are known for shallownetv3, only for effic"):
         published.path_of("imagenet", "shallownetv3", tmp_path)
@@ -108,7 +124,7 @@ def test_a_run_starts_from_a_name(tmp_path, monkeypatch):
     config = finetune.get_config("efficientnet_lite0,toy")
     config.init_from = "imagenet"
     start = initialization.start(config)
-    assert start.scaling == "minus_one_one" and start.variant == "torch"
+    assert start.scaling == "minus_one_one" and start.variant == "keras"
     assert start.weights is not None and start.weights.sha256.startswith("57934424")
     # A workdir of that name is a workdir.
     (tmp_path / "imagenet").mkdir()

@@ -49,11 +49,21 @@ def _imagenet(images: Array) -> Array:
     return (_zero_one(images) - _IMAGENET_MEAN) / _IMAGENET_STD
 
 
+# The same of CLIP's training images (Radford et al. 2021, released code).
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def _clip(images: Array) -> Array:
+    return (_zero_one(images) - _CLIP_MEAN) / _CLIP_STD
+
+
 # How pixels in [0, 255] become the network's numbers.
 SCALINGS: dict[str, Callable[[Any], Any]] = {
     "minus_one_one": _minus_one_one,
     "zero_one": _zero_one,
     "imagenet": _imagenet,
+    "clip": _clip,
 }
 
 
@@ -177,7 +187,7 @@ def scale(images: Array, scaling: str = "minus_one_one") -> Array:
     Args:
       images: [..., 3] in [0, 255], uint8 or floating point, NumPy or JAX.
       scaling: 'minus_one_one', 'zero_one', or 'imagenet' (ImageNet's mean 0 and
-        standard deviation 1 in each colour).
+        standard deviation 1 in each colour) or 'clip' (the same of CLIP's images).
 
     Returns:
       [..., 3] float32 in [-1, 1], in [0, 1], or in about [-2.2, 2.7], of the same array

@@ -149,7 +149,9 @@ def _of_equation(equation: Any) -> int:
     if inner:
         return params.get("length", 1) * sum(map(_of_jaxpr, inner))
     out = equation.outvars[0].aval
-    if name in _FREE or not jnp.issubdtype(out.dtype, jnp.floating):
+    # (Without an input: a constant that is filled in.)
+    free = name in _FREE or not equation.invars
+    if free or not jnp.issubdtype(out.dtype, jnp.floating):
         return 0
     first = equation.invars[0].aval
     if name == "dot_general":

@@ -46,14 +46,12 @@ class EfficientNetLite0(nn.Module):
     Attributes:
       num_classes: None returns the feature map after the head convolution.
       axis_name: the pmapped axis of the global batch.
-      variant: 'keras' and 'torch' are the same network.
       taps: whether the feature map comes with those of smaller depths: a tuple, of
         which it is the last.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
-    variant: str = "keras"
     taps: bool = False
 
     @nn.compact

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import own_backbone, squeezenet, xception
+from fdftnet_jax.models import own_backbone, squeezenet, vit, xception
 from fdftnet_jax.models.efficientnet import EfficientNetLite0
 from fdftnet_jax.models.fdftnet import FDFtNet
 from fdftnet_jax.models.linear import LinearClassifier
@@ -45,7 +45,8 @@ BACKBONES: dict[str, Backbone] = {
     "shallownetv3": Backbone(ShallowNetV3, l2=1e-4),
     "resnet50v2": Backbone(ResNet50V2),
     "xception": Backbone(xception.Xception, variants=tuple(xception.VARIANTS)),
-    "efficientnet_lite0": Backbone(EfficientNetLite0, variants=("keras", "torch")),
+    "efficientnet_lite0": Backbone(EfficientNetLite0),
+    "vit": Backbone(vit.ViT, variants=tuple(vit.VARIANTS)),
 }
 # The package's own; the four of the paper's Table 5 among them.
 OWN = tuple(BACKBONES)
@@ -90,7 +91,7 @@ def get_backbone(
     name: str,
     num_classes: int | None = None,
     axis_name: str | None = None,
-    variant: str = "keras",
+    variant: str = "",
     *,
     taps: bool = False,
 ) -> nn.Module:
@@ -100,8 +101,8 @@ def get_backbone(
       name: one of `BACKBONES`, or the import path `module:attribute` of your own.
       num_classes: of its logits; None returns the feature map.
       axis_name: the pmapped axis of the global batch.
-      variant: whose details it follows, 'keras' or 'torch'; imported weights say which
-        they need.
+      variant: whose details it follows, one of the backbone's; imported weights say
+        which they need. '' is its first.
       taps: whether the feature map comes with those of smaller depths: a tuple, of
         which it is the last. (A backbone of your own has no others.)
 
@@ -112,6 +113,7 @@ def get_backbone(
       UserError: no backbone has that name, or it has no such variant.
     """
     backbone = _registered(name)
+    variant = variant or backbone.variants[0]
     if variant not in backbone.variants:
         raise UserError(
             f"{name} has no variant {variant!r}: it has {', '.join(backbone.variants)}"
@@ -128,7 +130,7 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     Args:
       model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
-        and its `variant` where that is not 'keras'; for the last two `taps`; for
+        and its `variant` where that is not its first; for the last two `taps`; for
         FDFtNet `num_blocks`, `num_stages`, `first_stride`, and `ftt_size`, `ftt_view`
         and `ftt_filter`.
       axis_name: the pmapped axis of the global batch.
@@ -143,7 +145,7 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
         get_backbone,
         model["backbone"],
         axis_name=axis_name,
-        variant=model.get("variant", "keras"),
+        variant=model.get("variant", ""),
     )
     if model["kind"] == "classifier":
         return backbone(num_classes=2)

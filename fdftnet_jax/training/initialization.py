@@ -39,7 +39,7 @@ class Start:
       path: where the backbone was read.
     """
 
-    variant: str = "keras"
+    variant: str = ""
     scaling: str = "minus_one_one"
     lineage: Lineage = dataclasses.field(default_factory=Lineage)
     weights: pretrained.WeightsInfo | None = None

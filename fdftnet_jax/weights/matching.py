@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fdftnet_jax.models.registry import get_backbone
-from fdftnet_jax.weights import keras_files, torch_files
+from fdftnet_jax.models.registry import BACKBONES, get_backbone
+from fdftnet_jax.weights import keras_files, torch_files, vit_files
 
 # Our leaf: its name in (Keras, PyTorch). A bias beside a scale is Keras's beta.
 _LEAVES = {
@@ -27,6 +27,12 @@ _LEAVES = {
     "scale": ("gamma", "weight"),
     "mean": ("moving_mean", "running_mean"),
     "var": ("moving_variance", "running_var"),
+    # Of the vision transformer.
+    "class_token": ("", "cls_token"),
+    "positions": ("", "pos_embed"),
+    "registers": ("", "reg_token"),
+    "scale1": ("", "ls1.gamma"),
+    "scale2": ("", "ls2.gamma"),
 }
 # What Keras 1, 2 and 3 call layers without a name.
 _UNNAMED = re.compile(
@@ -60,11 +66,13 @@ class Fit:
     """How a file fits a network.
 
     Attributes:
+      variant: of the backbone, that the file is for.
       found: each slot with its tensor, which has a shape and, by `[()]`, values.
       left_out: the file's names of the tensors of the classification top.
       missing, surplus, misshapen: names of tensors, with shapes.
     """
 
+    variant: str = ""
     found: list[tuple[Slot, Any]] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
@@ -98,10 +106,16 @@ def fit_torch(tensors: Mapping[str, Any], backbone: str) -> Fit:
       backbone: a key of `torch_files.LAYERS`.
     """
     layers = torch_files.LAYERS[backbone]
-    slots = {f"{layers[s.layer]}.{s.tensor}": s for s in _slots(backbone, "torch")}
+    fit = Fit(_variant(backbone, "torch"))
+    if backbone == "vit":
+        variant, tensors, fit.left_out = vit_files.in_one_form(tensors)
+        fit.variant = variant or fit.variant
+    slots = {
+        f"{layers[slot.layer]}.{slot.tensor}".removeprefix("."): slot
+        for slot in _slots(backbone, fit.variant, "torch")
+    }
     prefix = torch_files.prefix(tensors.keys(), slots.keys())
     rest = {name.removeprefix(prefix): name for name in tensors}
-    fit = Fit()
     for name, slot in slots.items():
         fit._put(slot, name, tensors[rest.pop(name)] if name in rest else None)
     for name, original in rest.items():
@@ -118,10 +132,10 @@ def fit_keras(file: keras_files.KerasFile, backbone: str) -> Fit:
       backbone: its layers have Keras's names.
     """
     layers: dict[str, list[Slot]] = {}
-    for slot in _slots(backbone, "keras"):
+    fit = Fit(_variant(backbone, "keras"))
+    for slot in _slots(backbone, fit.variant, "keras"):
         layers.setdefault(slot.layer, []).append(slot)
     matched = _match(file, layers)
-    fit = Fit()
     for name, slots in layers.items():
         tensors = dict(file.layers[matched[name]].tensors) if name in matched else {}
         for slot in slots:
@@ -144,8 +158,14 @@ def fit_keras(file: keras_files.KerasFile, backbone: str) -> Fit:
     return fit
 
 
-def _slots(backbone: str, variant: str) -> list[Slot]:
-    """Slots of a backbone, sorted by `_order`."""
+def _variant(backbone: str, origin: str) -> str:
+    """The variant of a backbone that files of an origin are for."""
+    variants = BACKBONES[backbone].variants
+    return origin if origin in variants else variants[0]
+
+
+def _slots(backbone: str, variant: str, origin: str) -> list[Slot]:
+    """Slots of a backbone for files of 'keras' or 'torch', sorted by `_order`."""
     module = get_backbone(backbone, None, variant=variant)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
@@ -161,12 +181,14 @@ def _slots(backbone: str, variant: str) -> list[Slot]:
         if keras == "bias" and (*path[:-1], "scale") in leaves:
             keras = "beta"
         axes = tuple(range(len(shape)))
-        if variant == "torch" and len(shape) == 4:
+        if origin == "torch" and len(shape) == 4:
             axes = (2, 3, 1, 0)  # from [out, in, height, width]
+        elif origin == "torch" and path[-1] == "kernel":
+            axes = (1, 0)  # from [out, in]
         elif keras == "depthwise_kernel":
             axes = (0, 1, 3, 2)  # from [height, width, channels, 1]
         in_file = tuple(shape[axes.index(axis)] for axis in range(len(shape)))
-        tensor = torch if variant == "torch" else keras
+        tensor = torch if origin == "torch" else keras
         slots.append(Slot(path, "/".join(path[1:cut]), tensor, in_file, axes))
     return sorted(slots, key=lambda slot: _order(slot.layer))
 

@@ -17,6 +17,8 @@ a kind come from, and wrong for files from elsewhere. All expect RGB.
 | squeezenet | PyTorch | torchvision's squeezenet1_1 | ImageNet mean and std |
 | shallownetv3 | Keras | the released FDFtNet code | [0, 1] |
 | efficientnet_lite0 | PyTorch | the port of the release | [-1, 1] |
+| vit | PyTorch | CLIP, of timm or Hugging Face | CLIP's mean and std |
+| vit | PyTorch | DINOv2, of timm or Hugging Face | ImageNet mean and std |
 """
 
 import contextlib
@@ -33,10 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import vit
 from fdftnet_jax.weights import keras_files, torch_files, torch_pickles
 from fdftnet_jax.weights.matching import Fit, fit_keras, fit_torch
 
-# (backbone, variant): scaling of the images
+# (backbone, origin of the file): scaling of the images; '' where the variant says it.
 _SCALINGS = {
     ("resnet50v2", "keras"): "minus_one_one",
     ("xception", "keras"): "minus_one_one",
@@ -45,7 +48,10 @@ _SCALINGS = {
     ("squeezenet", "torch"): "imagenet",
     ("xception", "torch"): "minus_one_one",
     ("efficientnet_lite0", "torch"): "minus_one_one",
+    ("vit", "torch"): "",
 }
+_NAMES = {"keras": "Keras", "torch": "PyTorch"}
+_OTHER = {"keras": "torch", "torch": "keras"}
 _SUFFIXES = (
     *(".keras", ".h5", ".hdf5", ".safetensors"),
     *(".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".tar"),
@@ -60,9 +66,8 @@ class WeightsInfo:
       path: of the file.
       sha256: of the file's bytes, in hexadecimal.
       format: 'keras', 'weights.h5', 'h5', 'safetensors' or 'torch'.
-      variant: of the backbone, 'keras' or 'torch', for `get_backbone`.
-      scaling: of the images, 'minus_one_one', 'zero_one' or 'imagenet', by the table
-        above.
+      variant: of the backbone, for `get_backbone`.
+      scaling: of the images, a key of `preprocess.SCALINGS`, by the table above.
       left_out: the file's names of the top's tensors.
     """
 
@@ -80,13 +85,13 @@ class _Source:
 
     Attributes:
       format: as in `WeightsInfo`.
-      variant: 'keras' or 'torch'.
+      origin: 'keras' or 'torch'.
       model: what the file calls its model, '' where it does not.
       fit: matches it with the backbone of a name.
     """
 
     format: str
-    variant: str
+    origin: str
     model: str
     fit: Callable[[str], Fit]
 
@@ -105,7 +110,7 @@ def load(
 
     Args:
       path: the file.
-      backbone: 'squeezenet', 'shallownetv3', 'resnet50v2' or 'xception'.
+      backbone: one of the package's.
 
     Returns:
       `params` and `batch_stats`, trees of float32 NumPy arrays that fit
@@ -124,10 +129,10 @@ def load(
             f"{known}; give the workdir of a run"
         )
     with _open(path) as source:
-        if (backbone, source.variant) not in _SCALINGS:
+        if (backbone, source.origin) not in _SCALINGS:
             raise UserError(
-                f"{path} is a file of PyTorch, none is known with {backbone}: give a "
-                "file of Keras"
+                f"{path} is a file of {_NAMES[source.origin]}, none is known with "
+                f"{backbone}: give a file of {_NAMES[_OTHER[source.origin]]}"
             )
         fit = source.fit(backbone)
         if fit.problems:
@@ -145,8 +150,8 @@ def load(
         path=os.fspath(path),
         sha256=sha256,
         format=source.format,
-        variant=source.variant,
-        scaling=_SCALINGS[backbone, source.variant],
+        variant=fit.variant,
+        scaling=_SCALINGS[backbone, source.origin] or vit.VARIANTS[fit.variant].scaling,
         left_out=tuple(fit.left_out),
     )
     return variables["params"], variables["batch_stats"], info
@@ -228,8 +233,8 @@ def _float32(tensor: Any, where: str) -> np.ndarray:
 def _misfit(path: Path, source: _Source, backbone: str, problems: str) -> str:
     others = [
         other
-        for other, variant in _SCALINGS
-        if variant == source.variant and not source.fit(other).problems
+        for other, origin in _SCALINGS
+        if origin == source.origin and not source.fit(other).problems
     ]
     advice = f"it fits {others[0]}" if others else f"give weights of {backbone}"
     named = f", the weights of {source.model!r}," if source.model else ""

