@@ -25,6 +25,9 @@ _SIZE = flags.DEFINE_integer("size", 64, "Side of the images in pixels.", lower_
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "What the network computes in."
 )
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "sgd", ["sgd", "adamw"], "What updates the weights in training."
+)
 _REPEAT = flags.DEFINE_integer("repeat", 15, "Timed steps.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 _PROFILE = flags.DEFINE_string(
@@ -45,6 +48,7 @@ def main() -> None:
     config.dtype = _DTYPE.value
     config.batch_size = _BATCH.value
     config.data.size = _SIZE.value
+    config.optimizer.name = _OPTIMIZER.value
     found = benchmark.measure(
         config,
         _MODE.value,

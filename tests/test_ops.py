@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from fdftnet_jax.ops import attention, convolution, normalization, pooling, reuse
+from fdftnet_jax.ops import (
+    attention,
+    convolution,
+    normalization,
+    pooling,
+    reduction,
+    reuse,
+)
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -42,6 +49,45 @@ def test_depthwise_conv_is_lax(size, kernel_size, stride, padding):
             padding,
             dimension_numbers=DIMENSIONS,
             feature_group_count=6,
+        )
+
+    ours = _value_and_gradients(by(convolution.conv_general_dilated), images, kernel)
+    lax_ = _value_and_gradients(by(lax.conv_general_dilated), images, kernel)
+    chex.assert_trees_all_close(ours, lax_, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group_bytes", [0, 5000, 10**9])
+@pytest.mark.parametrize("batch", [5, 6])
+def test_large_arrays_are_summed_in_groups(batch, group_bytes, monkeypatch):
+    """One image at a time, two or three, or all: the kernel's gradient is the same."""
+    monkeypatch.setattr(reduction, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(reduction, "_GROUP_BYTES", group_bytes)
+    images, kernel = _normal(0, batch, 7, 8, 6), _normal(1, 3, 3, 1, 6)
+
+    def by(conv):
+        return lambda x, k: conv(
+            x,
+            k,
+            (2, 2),
+            "SAME",
+            dimension_numbers=DIMENSIONS,
+            feature_group_count=6,
+        )
+
+    ours = _value_and_gradients(by(convolution.conv_general_dilated), images, kernel)
+    lax_ = _value_and_gradients(by(lax.conv_general_dilated), images, kernel)
+    chex.assert_trees_all_close(ours, lax_, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_convolution_of_a_picture_is_lax(padding, channels, stride):
+    images, kernel = _normal(0, 2, 9, 8, channels), _normal(1, 3, 3, channels, 5)
+
+    def by(conv):
+        return lambda x, k: conv(
+            x, k, (stride, stride), padding, dimension_numbers=DIMENSIONS
         )
 
     ours = _value_and_gradients(by(convolution.conv_general_dilated), images, kernel)

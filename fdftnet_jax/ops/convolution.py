@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fdftnet_jax.ops.reduction import channel_sums, wide
+from fdftnet_jax.ops.reduction import channel_sums, sums_over_batch, wide
+from fdftnet_jax.ops.reuse import compute_once
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 # Pixels of an output that is so small that its patches are gathered.
 _FEW = 9
+# Channels of a picture.
+_COLOURS = 3
 # What the patches of a group of images take, at most, to stay in a CPU's cache.
 _GROUP_BYTES = 4 * 2**20
 
@@ -120,9 +123,9 @@ def dense_conv(
 ) -> jax.Array:
     """Convolves all channels with every feature's kernel.
 
-    On a CPU, the kernel's gradient and the convolution without pads are products with
-    the patches of a few images at a time. Everything else is `jax.lax`'s convolution,
-    which is as fast there.
+    On a CPU, the kernel's gradient and the convolution without pads or of a picture are
+    products with the patches of a few images at a time. Everything else is `jax.lax`'s
+    convolution, which is as fast there.
 
     Args:
       images: [batch, height, width, channels].
@@ -134,7 +137,7 @@ def dense_conv(
       [batch, out_height, out_width, features].
     """
     by_lax = functools.partial(_lax_conv, strides=strides, pads=pads)
-    if any(map(any, pads)):
+    if any(map(any, pads)) and images.shape[-1] > _COLOURS:
         return by_lax(images, kernel)
 
     def by_patches(images, kernel):
@@ -280,11 +283,22 @@ def _depthwise_backward(strides, pads, residuals, cotangent):
             (1, 2), kernel.shape, strides, [low for low, _ in pads], strict=False
         )
     ]
-    taps = [
-        channel_sums(images[:, rows, columns], cotangent[:, out_rows, out_columns])
-        for (rows, out_rows), (columns, out_columns) in itertools.product(*meetings)
-    ]
-    kernel_gradient = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    places = list(itertools.product(*map(list, meetings)))
+
+    def taps(images, cotangent):
+        return jnp.stack(
+            [
+                channel_sums(
+                    images[:, rows, columns], cotangent[:, out_row, out_column]
+                )
+                for (rows, out_row), (columns, out_column) in places
+            ]
+        )
+
+    # Every tap reads both.
+    both = compute_once(images), compute_once(cotangent)
+    sums = sums_over_batch(taps, *both)
+    kernel_gradient = sums.reshape(kernel.shape).astype(kernel.dtype)
     return image_gradient, kernel_gradient
 
 

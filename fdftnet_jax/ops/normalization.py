@@ -68,10 +68,13 @@ def _backward(epsilon, axis_name, residuals, cotangents):
     cotangent = cotangents[0]
     # Sums over the batch of the cotangent, and of its product with the normalised x.
     bias_gradient = channel_sums(cotangent)
-    scale_gradient = inverse * channel_sums(cotangent, wide(x) - mean)
+    products = channel_sums(cotangent, x)
+    scale_gradient = inverse * (products - mean * bias_gradient)
     shared = [_mean(sums, x, axis_name) for sums in (bias_gradient, scale_gradient)]
+    # (x - mean) is written out by channel, so that no array of it is kept.
+    slope = inverse * shared[1]
     x_gradient = (scale * inverse) * (
-        wide(cotangent) - shared[0] - (wide(x) - mean) * (inverse * shared[1])
+        wide(cotangent) - wide(x) * slope + (mean * slope - shared[0])
     )
     return (
         x_gradient.astype(x.dtype),
