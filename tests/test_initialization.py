@@ -105,7 +105,7 @@ def test_variant_and_scaling_travel_on(probe, cache_dir, weights, tmp_path):
     np.testing.assert_array_equal(
         variables["params"]["backbone"]["conv1"]["kernel"], LAYERS["conv1"]["kernel"]
     )
-    with pytest.raises(UserError, match=r"'imagenet'.*asks for .*'zero_one'"):
+    with pytest.raises(UserError, match=r"'imagenet', .*asks for 'zero_one'"):
         small_runs.run(
             config(cache_dir, probe, **{"data.scaling": "zero_one"}),
             tmp_path / "other",

@@ -120,7 +120,6 @@ def test_shots(
             {"model.backbone": "squeezenet"},
             "holds the backbone 'small', the config asks for 'squeezenet'",
         ),
-        ({"data.size": 64}, "'size': 32.*asks for .*'size': 64"),
         ({"trainable": "tail"}, "expected .head. or .all."),
         ({"batch_size": 7}, "not a multiple of the 2 devices"),
         ({"epochs": 0}, "epochs is 0: expected a whole number, 1 or more"),
@@ -137,3 +136,10 @@ def test_mistakes_of_fine_tuning(changes, message, pretrained, cache_dir, tmp_pa
     with pytest.raises(UserError, match=message):
         small_runs.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_backbone_may_go_on_at_another_size(pretrained, cache_dir, tmp_path):
+    config = small_runs.config(cache_dir, pretrained, epochs=1, **{"data.size": 48})
+    with pytest.warns(UserWarning, match="at 32x32 pixels, this run takes 48x48"):
+        workdir = small_runs.run(config, tmp_path / "run")
+    assert Run(workdir).best.preprocessing.size == 48

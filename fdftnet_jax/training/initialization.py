@@ -111,12 +111,17 @@ def _run(config: ml_collections.ConfigDict) -> Start:
             f"{config.model.backbone!r}: use the config of the same backbone"
         )
     trained = record.preprocessing
-    wanted = preprocessing(config, config.data.scaling or trained.scaling)
-    # The view and the decoding are a new run's own choice.
-    if (trained.size, trained.scaling) != (wanted.size, wanted.scaling):
+    # View, decoding and size are a new run's own choice.
+    if config.data.scaling not in ("", trained.scaling):
         raise UserError(
-            f"{config.init_from} was trained on {trained.to_dict()}, the config asks "
-            f"for {wanted.to_dict()}: use the same size and scaling"
+            f"{config.init_from} was trained on images scaled as {trained.scaling!r}, "
+            f"the config asks for {config.data.scaling!r}: leave data.scaling out"
+        )
+    if config.data.size != trained.size:
+        warnings.warn(
+            f"{config.init_from} was trained at {trained.size}x{trained.size} pixels, "
+            f"this run takes {config.data.size}x{config.data.size}",
+            stacklevel=3,
         )
     if latest is not None and not latest.progress.finished:
         warnings.warn(
