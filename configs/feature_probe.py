@@ -17,6 +17,7 @@ from configs import finetune
 # What differs from a fine-tuning; the features are those of the pictures as they are.
 CHANGES = {
     "model.kind": "linear",
+    "trainable": "head",
     "model.taps": True,
     "optimizer.name": "logistic",
     "optimizer.backbone_rate": 1.0,

@@ -6,9 +6,11 @@
 The argument is `BACKBONE,DATA[,paper]`. The defaults differ from section 4.1 in
 learning rate, warm-up, batch and length; the backbone is frozen for two epochs and then
 trained at a fifth of the learning rate; and images of the old forgery are mixed in.
-`paper` follows it to the letter. N and Cutout are those of the data set: `deepfakes`,
-`face2face` and `dfd` have N = 4 and beta = 10; `pggan` and all others beta = 5 and,
-with `paper`, N = 2.
+`paper` follows it to the letter. `efficientnet_lite0`, which starts from ImageNet's
+weights (`--config.init_from=imagenet`), has a recipe of its own, below.
+
+N and Cutout are those of the data set: `deepfakes`, `face2face` and `dfd` have N = 4
+and beta = 10; `pggan` and all others beta = 5 and, with `paper`, N = 2.
 """
 
 import ml_collections
@@ -41,4 +43,31 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
         config.data.replay = 200
         config.batch_size = 32
         config.epochs = 60
+        if config.model.backbone == "efficientnet_lite0" and config.data.name != "toy":
+            _from_imagenet(config)
+    if config.model.backbone == "vit":
+        # What its positions were trained for, or near it.
+        config.data.size = 224
     return config
+
+
+def _from_imagenet(config: ml_collections.ConfigDict) -> None:
+    """Sets what detects on photographs, from weights that know photographs."""
+    # Windows at native resolution: reducing a picture takes the traces away.
+    config.data.size = 128
+    config.data.view = "crops"
+    # The backbone's maps of small depth, too, which hold what is left of them.
+    config.model.taps = True
+    # All of it is trained from the start.
+    config.trainable = "all"
+    config.release_epoch = 0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.backbone_rate = 1.0
+    # A fifth of the run warms up.
+    config.optimizer.warmup_epochs = 3.0
+    config.epochs = 16
+    # The windows differ in every epoch: no warp, which interpolates, and no Cutout.
+    config.augment.zoom = config.augment.rotation = 0.0
+    config.augment.translation = config.augment.cutout_alpha = 0

@@ -22,18 +22,25 @@ from configs import feature_probe
 from experiments import grid, phases
 from fdftnet_jax.errors import UserError, counted
 
-_FULL = {"model.kind": "linear", "trainable": "all", "release_epoch": 0}
+_FULL = {
+    "model.kind": "linear",
+    "model.taps": False,
+    "trainable": "all",
+    "release_epoch": 0,
+}
+_FROZEN = {"trainable": "head", "release_epoch": 0}
 # Method -> what it changes in configs/finetune.py.
 METHODS: dict[str, dict[str, Any]] = {
-    # The default: the backbone released after two epochs, more slowly than the rest.
+    # The default; the paper's backbones are released after two epochs, more slowly than
+    # the rest.
     "fdftnet": {},
     # All of the backbone under a new linear layer, at the same rates.
     "full_finetune": _FULL,
     # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.
     "paper": {},
     # The backbone frozen to the end.
-    "frozen": {"release_epoch": 0},
-    "linear_probe": {"model.kind": "linear", "release_epoch": 0},
+    "frozen": _FROZEN,
+    "linear_probe": {"model.kind": "linear", "model.taps": False, **_FROZEN},
     # The same of several depths, by logistic regression.
     "feature_probe": feature_probe.CHANGES,
     # Full fine-tuning with a pull to the pre-trained weights.

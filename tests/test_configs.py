@@ -8,10 +8,11 @@ import ml_collections
 import pytest
 
 import fdftnet_jax
-from configs import base, finetune, pretrain
+from configs import base, feature_probe, finetune, pretrain
 from fdftnet_jax.data import augment
 from fdftnet_jax.evaluation import calibration
 from fdftnet_jax.models import registry
+from fdftnet_jax.training import config_values
 
 PACKAGE = Path(fdftnet_jax.__file__).parent
 
@@ -218,6 +219,24 @@ def test_defaults_differ_from_the_paper_only_where_they_say_so(module):
         "data.replay",
     }
     assert flat(module.get_config()) == default
+
+
+def test_photographs_from_imagenet_have_a_recipe_of_their_own():
+    """It does not freeze, warp and resize as that of the paper's backbones does."""
+    config = flat(finetune.get_config("efficientnet_lite0,folder"))
+    config_values.check(finetune.get_config("efficientnet_lite0,folder"))
+    assert (config["data.size"], config["data.view"]) == (128, "crops")
+    assert (config["trainable"], config["optimizer.name"]) == ("all", "adamw")
+    assert not any(config[f"augment.{name}"] for name in ("zoom", "rotation"))
+    for argument in ("efficientnet_lite0,toy", "efficientnet_lite0,folder,paper"):
+        assert flat(finetune.get_config(argument))["data.size"] == 64
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet", "efficientnet_lite0", "vit"])
+def test_a_feature_probe_of_every_recipe_is_frozen(backbone):
+    config = feature_probe.get_config(f"{backbone},folder")
+    config_values.check(config)
+    assert (config.model.taps, config.trainable) == (True, "head")
 
 
 @pytest.mark.parametrize(

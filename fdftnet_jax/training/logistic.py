@@ -16,7 +16,9 @@ import jax
 import ml_collections
 import numpy as np
 from sklearn import linear_model, model_selection
+from tqdm import tqdm
 
+import fdftnet_jax
 from fdftnet_jax import files
 from fdftnet_jax.data import caches, pipeline, preprocess
 from fdftnet_jax.errors import UserError
@@ -25,25 +27,25 @@ from fdftnet_jax.training import feed, processes, run_data, setup, steps
 
 # Of which C is chosen, from the strongest penalty to the weakest.
 STRENGTHS = tuple(10.0**k for k in range(-5, 2))
-# Part of the name of cached features: they are computed anew where it is another.
-_CACHE_VERSION = 1
+Checked = Callable[[Iterable[pipeline.Example]], Iterable[pipeline.Example]]
 
 
 def fit(
-    config: ml_collections.ConfigDict, training: setup.Training
+    config: ml_collections.ConfigDict, training: setup.Training, checked: Checked
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Fits the dense layer on the features of the training images.
 
     Args:
       config: all fields of `configs/base.py`.
       training: of a network of the kind 'linear'.
+      checked: passes batches on, until a signal stops the training.
 
     Returns:
       `kernel` [features, 2] and `bias` [2] of the layer; and the sums `loss` (nats),
       `correct` and `count` over the training images.
 
     Raises:
-      UserError: several processes train, or a class has one image alone.
+      UserError: several processes train.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -51,7 +53,7 @@ def fit(
             "without --distributed"
         )
     data, images = training.data, training.images
-    pooled = cached_features(config, training)
+    pooled = cached_features(config, training, checked)
     labels = feed.labels(data.train)
     weights = np.asarray(images.class_weights)[labels]
     # (Batches with as many of each class, too, count both the same.)
@@ -146,9 +148,16 @@ def _groups(data: run_data.RunData) -> np.ndarray:
 
 
 def cached_features(
-    config: ml_collections.ConfigDict, training: setup.Training
+    config: ml_collections.ConfigDict, training: setup.Training, checked: Checked
 ) -> np.ndarray:
     """The features of the training images, from the cache if they were computed before.
+
+    Those of a backbone MODULE:ATTRIBUTE are not kept: its code may change.
+
+    Args:
+      config: as for `fit`.
+      training: as for `fit`.
+      checked: as for `fit`.
 
     Returns:
       [n, features] float64, in the order of the training source: what the dense layer
@@ -162,7 +171,7 @@ def cached_features(
     }
     digest = hashlib.sha256()
     parts = {
-        "version": _CACHE_VERSION,
+        "version": fdftnet_jax.__version__,
         "model": {key: model[key] for key in ("backbone", "variant", "taps", "dtype")},
         "view": view.to_dict(),
         "data": [data.own.fingerprint, data.replay],
@@ -179,13 +188,17 @@ def cached_features(
         return np.load(path).astype(np.float64)
     module = registry.build(model).clone(num_classes=None)
     apply = registry.computing_in(model["dtype"], module.apply)
-    batches = training.images.train_batches_as_scored()
-    pooled = compute(apply, variables, batches, data.num_images(), view.scaling)
-    content = io.BytesIO()
-    np.save(content, pooled)
-    with caches.writing("features", cache):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(path, content.getvalue())
+    # (Shown on a terminal only.)
+    with tqdm(total=data.num_images(), unit="img", disable=None) as bar:
+        batches = checked(training.images.train_batches_as_scored())
+        pooled = compute(apply, variables, batches, view.scaling, bar.update)
+    pooled = pooled[: data.num_images()]
+    if ":" not in model["backbone"]:
+        content = io.BytesIO()
+        np.save(content, pooled)
+        with caches.writing("features", cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(path, content.getvalue())
     return pooled.astype(np.float64)
 
 
@@ -193,8 +206,8 @@ def compute(
     apply: Callable[..., jax.Array],
     variables: Any,
     batches: Iterable[pipeline.Example],
-    num_images: int,
     scaling: str,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> np.ndarray:
     """Computes features on all local devices.
 
@@ -202,11 +215,12 @@ def compute(
       apply: `(variables, images, train=) -> [b, features]`.
       variables: `params` and `batch_stats`.
       batches: as `pipeline.eval_batches` yields them.
-      num_images: of its source.
       scaling: of the pixels (see `preprocess.scale`).
+      progress: is told the number of images of each batch.
 
     Returns:
-      [num_images, features] float32, averaged over the views of an image.
+      [images, features] float32, averaged over the views of an image; the last rows
+      are those of the filling.
     """
 
     def step(variables, images):
@@ -222,4 +236,5 @@ def compute(
         dealt = steps.shard({"image": batch["image"]})["image"]
         pooled = np.asarray(p_step(variables, dealt))
         rows.append(pooled.reshape(-1, pooled.shape[-1]))
-    return np.concatenate(rows)[:num_images]
+        progress(len(rows[-1]))
+    return np.concatenate(rows)

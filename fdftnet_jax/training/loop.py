@@ -199,7 +199,8 @@ class _Loop:
 
     def _fit(self, watch: StepWatch) -> None:
         """Fits the classifier in closed form, which is all of the training."""
-        classifier, sums = logistic.fit(self._config, self._training)
+        checked = self._interruption.checked
+        classifier, sums = logistic.fit(self._config, self._training, checked)
         state = self._training.state
         params = {**state.params, "classifier": classifier}
         state = dataclasses.replace(state, step=state.step + 1, params=params)
