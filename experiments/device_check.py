@@ -1,0 +1,504 @@
+"""Checks this machine's accelerator and measures it, in about eight minutes.
+
+    python -m experiments.device_check
+    python -m experiments.device_check --peers=peers.json
+
+Prints a table, row by row and once more at the end:
+
+- agreement: logits of FDFtNet on every backbone against those of this machine's CPU;
+- learning: a run of each phase that has to learn the toy, stopped and resumed;
+- feeding: what `steps_per_call` and views on the device gain;
+- ops: the forms of a layer that `fdftnet_jax.ops` chooses from, each way;
+- throughput: steps at several batches and precisions;
+- memory: of a fine-tuning step on 256x256 pixels.
+
+`--peers` names a JSON file of names and commands. Each command is run beside the
+throughput and ends with a line that is, or a JSON object whose `images_per_second` is,
+a number. A part that fails says why, and the others go on. `--small` rehearses
+everything, in networks and batches that a CPU computes in a few minutes.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from configs import finetune, pretrain
+from experiments import launch
+from fdftnet_jax.errors import Interrupted, UserError
+
+_MINUTES = flags.DEFINE_float(
+    "minutes", 8.0, "No further part begins after these minutes.", lower_bound=0
+)
+_SMALL = flags.DEFINE_bool("small", False, "Rehearse on small networks and batches.")
+_PEERS = flags.DEFINE_string("peers", None, "JSON file of names and commands.")
+_PARTS = flags.DEFINE_list(
+    "parts", ["agreement", "learning", "feeding", "ops", "throughput", "memory"],
+    "Which parts to run, in which order.",
+)  # fmt: skip
+_SEED = 0
+# Steps or calls that are timed, after as many that are not.
+_REPEAT = 10
+_PEER_SECONDS = 200
+
+Row = tuple[str, str, str]
+
+
+def main() -> None:
+    """Runs the parts and prints their table."""
+    import jax
+
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "agreement": _agreement,
+        "learning": _learning,
+        "feeding": _feeding,
+        "ops": _ops,
+        "throughput": _throughput,
+        "memory": _memory,
+    }
+    if unknown := set(_PARTS.value) - set(parts):
+        known = ", ".join(parts)
+        raise UserError(f"no part {min(unknown)!r}: --parts takes some of {known}")
+    began = time.monotonic()
+    rows: list[Row] = []
+    # Compiled once for this process, in threads, and found again by the steps.
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        for part in _PARTS.value:
+            if time.monotonic() - began > 60 * _MINUTES.value:
+                rows.append((part, "not begun", "the minutes are over"))
+                continue
+            # One part's failure is a row of the table, whatever it is.
+            try:
+                for row in parts[part]():
+                    rows.append(row)
+                    print(" | ".join(row), flush=True)
+            except Exception as error:
+                text = str(error).strip().splitlines() or [""]
+                rows.append((part, "failed", f"{type(error).__name__}: {text[0]}"))
+                print(" | ".join(rows[-1]), flush=True)
+            print(f"({time.monotonic() - began:.0f} s)", flush=True)
+    print(f"\n{_machine()}\n\n| part | what | value |\n|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def _machine() -> str:
+    import jax
+
+    from fdftnet_jax.training import benchmark
+
+    device = jax.local_devices()[0]
+    rates = ", ".join(
+        f"{benchmark.matmul_rate(dtype) / 1e12:.1f} TFLOP/s in {dtype}"
+        for dtype in ("float32", "bfloat16")
+    )
+    return (
+        f"{jax.local_device_count()} x {device.device_kind}, jax {jax.__version__}, "
+        f"{os.cpu_count()} CPU cores; matrix product {rates}"
+    )
+
+
+def _together(work: dict[Any, Callable[[], Any]]) -> dict[Any, Any]:
+    """The results of functions that mostly compile, each in a thread."""
+    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = {name: pool.submit(function) for name, function in work.items()}
+        return {name: future.result() for name, future in found.items()}
+
+
+def _config(backbone: str, **changes: Any) -> Any:
+    config = finetune.get_config(f"{backbone},toy")
+    # A picture of 64x64 has four patches of vit, or nearly five.
+    config.data.size = 56 if backbone == "vit" else 64
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _backbones() -> tuple[str, ...]:
+    from fdftnet_jax.models import registry
+
+    return ("squeezenet", "resnet50v2") if _SMALL.value else registry.OWN
+
+
+def _agreement() -> Iterator[Row]:
+    """How far logits are from those of the CPU, as a share of the largest."""
+    import jax
+
+    from fdftnet_jax.detector import detector
+    from fdftnet_jax.models import registry
+    from fdftnet_jax.training import initialization
+
+    cpu, here = jax.devices("cpu")[0], jax.devices()[0]
+    rng = np.random.default_rng(_SEED)
+    forms = {
+        "CPU": (cpu, "float32", "float32"),
+        "float32": (here, "float32", "float32"),
+        "default precision": (here, "float32", None),
+        "bfloat16": (here, "bfloat16", None),
+    }
+
+    def logits(described, variables, images, form):
+        device, dtype, precision = forms[form]
+        module = registry.build(described)
+        apply = registry.computing_in(
+            dtype, functools.partial(module.apply, train=False)
+        )
+        variables, images = jax.device_put((variables, images), device)
+        with jax.default_matmul_precision(precision):
+            return np.asarray(jax.jit(apply)(variables, images), np.float64)
+
+    work: dict[Any, Callable[[], Any]] = {}
+    for backbone in _backbones():
+        config = _config(backbone)
+        described = config.model.to_dict()
+        with jax.default_device(cpu):
+            variables = initialization.initialise(
+                registry.build(described),
+                described,
+                size=config.data.size,
+                seed=_SEED,
+                start=initialization.Start(),
+            )
+        # At its start gamma is 0, and the attention would not count.
+        variables["params"] = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + 0.5 * (path[-1].key == "gamma"),
+            variables["params"],
+        )
+        images = rng.uniform(-1, 1, (16, config.data.size, config.data.size, 3))
+        for form in forms:
+            work[backbone, form] = functools.partial(
+                logits, described, variables, images.astype(np.float32), form
+            )
+    found = _together(work)
+    for backbone in _backbones():
+        reference = found[backbone, "CPU"]
+        for form in list(forms)[1:]:
+            apart = np.abs(found[backbone, form] - reference).max()
+            share = apart / np.abs(reference).max()
+            yield (
+                "agreement",
+                f"{backbone}, {form}",
+                f"{share:.1e} of the largest logit",
+            )
+    toy = detector.load("toy")
+    # Its first logits are compared with those that the file states.
+    side = toy.preprocessing.size
+    toy.logits(np.zeros((1, side, side, 3), np.uint8))
+    yield "agreement", "the toy detector's own check", "passed"
+
+
+def _learning() -> Iterator[Row]:
+    """Both phases on the toy; the second again, stopped by a signal and resumed."""
+    from fdftnet_jax.run import Run
+    from fdftnet_jax.training import loop
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = pretrain.get_config("squeezenet,toy")
+        second = _config("squeezenet")
+        for config in (first, second):
+            config.data.cache_dir = f"{folder}/cache"
+            number = 64 if _SMALL.value else 1000
+            config.data.toy_examples = dict.fromkeys(config.data.toy_examples, number)
+            config.data.toy_examples.validation = 250
+            config.epochs = 3 if _SMALL.value else 8
+        first.data.family, second.data.family = "upsampled", "blended"
+        second.data.replay = 0
+        second.init_from = f"{folder}/first"
+        loop.train_and_evaluate(first.lock(), second.init_from)
+        yield (
+            "learning",
+            "pre-training, validation accuracy",
+            _accuracy(second.init_from),
+        )
+        second.lock()
+        for name in ("whole", "again"):
+            loop.train_and_evaluate(second, f"{folder}/{name}")
+        yield (
+            "learning",
+            "fine-tuning, validation accuracy",
+            _accuracy(f"{folder}/whole"),
+        )
+        stopped = f"{folder}/stopped"
+        with _stopped_after_an_epoch(stopped), contextlib.suppress(Interrupted):
+            loop.train_and_evaluate(second, stopped)
+        epochs = len(Run(stopped).history())
+        loop.train_and_evaluate(second, stopped)
+        losses = {
+            name: np.array(
+                [row["validation_loss"] for row in Run(f"{folder}/{name}").history()]
+            )
+            for name in ("whole", "again", "stopped")
+        }
+        for name, what in (
+            ("again", "the same run again"),
+            ("stopped", f"stopped after {epochs} epochs and resumed"),
+        ):
+            apart = np.abs(losses[name] - losses["whole"]).max()
+            yield (
+                "learning",
+                f"{what}, largest difference of a validation loss",
+                (f"{apart:.1e} nats"),
+            )
+
+
+def _accuracy(workdir: str) -> str:
+    from fdftnet_jax.run import Run
+
+    return f"{max(row['validation_accuracy'] for row in Run(workdir).history()):.3f}"
+
+
+@contextlib.contextmanager
+def _stopped_after_an_epoch(workdir: str) -> Iterator[None]:
+    """Sends this process SIGTERM once the run in `workdir` has a row of history."""
+    from fdftnet_jax.run import Run
+
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.1):
+            if Path(workdir).exists() and Run(workdir).history():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _feeding() -> Iterator[Row]:
+    """Images a second of whole epochs, by how batches reach the device."""
+    from fdftnet_jax.run import Run
+    from fdftnet_jax.training import loop
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = pretrain.get_config("squeezenet,toy")
+        config.data.cache_dir = f"{folder}/cache"
+        config.data.toy_examples = dict.fromkeys(config.data.toy_examples, 32)
+        # Twenty or sixty steps: a whole number of calls.
+        config.data.toy_examples.train = 320 if _SMALL.value else 960
+        config.epochs = 2 if _SMALL.value else 5
+        for megabytes, views in ((0, "sent"), (256, "on the device")):
+            for number in (1, 10):
+                config.data.device_megabytes = megabytes
+                config.steps_per_call = number
+                workdir = f"{folder}/{megabytes}-{number}"
+                loop.train_and_evaluate(config, workdir)
+                rates = [row["images_per_second"] for row in Run(workdir).history()]
+                yield (
+                    "feeding",
+                    (
+                        f"squeezenet, batch 32, pre-training: views {views}, "
+                        f"steps_per_call {number}"
+                    ),
+                    f"{max(rates[1:]):,.0f} images/s",
+                )
+
+
+def _ops() -> Iterator[Row]:
+    """Milliseconds of a layer and its gradient, ours and XLA's own form of it."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from fdftnet_jax.ops import attention, convolution, pooling
+
+    batch = 4 if _SMALL.value else 128
+    rng = np.random.default_rng(_SEED)
+
+    def array(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def by_lax(images, kernel, groups=1):
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def ours(images, kernel, groups=1):
+        return convolution.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", feature_group_count=groups
+        )
+
+    def lax_pool(images):
+        return lax.reduce_window(
+            images, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"
+        )
+
+    def whole_map(f, g, h):
+        return attention.attention_map(f, g) @ h
+
+    def depthwise(function):
+        return lambda x, k: function(x, k, x.shape[-1])
+
+    def product_pool(images):
+        return pooling.max_pool(images, 3, 2, "SAME")
+
+    wide, deep = array(batch, 32, 32, 128), array(batch, 4, 4, 728)
+    keys = array(batch, 1024, 8), array(batch, 1024, 8), array(batch, 1024, 64)
+    layers = {
+        "depthwise 3x3, 32x32x128": (
+            (wide, array(3, 3, 1, 128)), depthwise(ours), depthwise(by_lax)
+        ),
+        "depthwise 3x3, 4x4x728": (
+            (deep, array(3, 3, 1, 728)), depthwise(ours), depthwise(by_lax)
+        ),
+        "1x1, 4x4x728": ((deep, array(1, 1, 728, 728)), ours, by_lax),
+        "3x3 of few pixels, 2x2x512": (
+            (array(batch, 2, 2, 512), array(3, 3, 512, 512)), ours, by_lax
+        ),
+        "max-pool 3x3, stride 2, 32x32x128": ((wide,), product_pool, lax_pool),
+        "self-attention, 1,024 positions": (keys, attention.attend, whole_map),
+    }  # fmt: skip
+
+    def with_gradient(function, number):
+        def total(*arrays):
+            return jnp.sum(jnp.square(function(*arrays)))
+
+        return jax.jit(jax.value_and_grad(total, range(number)))
+
+    for name, (arrays, *functions) in layers.items():
+        found = []
+        for function in (with_gradient(f, len(arrays)) for f in functions):
+            jax.block_until_ready(function(*arrays))
+            found.append(_seconds(functools.partial(function, *arrays)))
+        mine, xla = found
+        yield (
+            "ops",
+            f"{name}, batch {batch}, float32",
+            (f"ours {1e3 * mine:.2f} ms, XLA's {1e3 * xla:.2f} ms"),
+        )
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Of one call, from several that the device may overlap; the median of three."""
+    import jax
+
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready([call() for _ in range(_REPEAT)])
+        found.append((time.perf_counter() - began) / _REPEAT)
+    return statistics.median(found)
+
+
+def _throughput() -> Iterator[Row]:
+    """Images a second of the steps on Xception, and the peers'."""
+    import jax
+
+    from fdftnet_jax.training import benchmark
+
+    backbone = "squeezenet" if _SMALL.value else "xception"
+    batches = (8,) if _SMALL.value else (32, 128, 512)
+    cases: list[tuple[str, int, str, str | None]] = [
+        (mode, batch, dtype, None)
+        for mode in ("finetune", "infer")
+        for batch in batches
+        for dtype in ("bfloat16", "float32")
+    ]
+    cases += [("finetune", batch, "float32", "float32") for batch in batches[1:2]]
+
+    def prepared(mode, batch, dtype, precision):
+        config = _config(backbone, batch_size=batch, dtype=dtype)
+        work = benchmark.prepare(config, mode)
+        with jax.default_matmul_precision(precision):
+            work.run()
+        return work
+
+    began = time.perf_counter()
+    works = _together({case: functools.partial(prepared, *case) for case in cases})
+    seconds = time.perf_counter() - began
+    yield (
+        "throughput",
+        f"{len(cases)} steps of {backbone}, compiled at once",
+        (f"{seconds:.0f} s"),
+    )
+    for case in cases:
+        mode, batch, dtype, precision = case
+        with jax.default_matmul_precision(precision):
+            for _ in range(_REPEAT):
+                works[case].run()
+            median = statistics.median(works[case].run() for _ in range(_REPEAT))
+        exact = ", products in float32" * (precision is not None)
+        yield (
+            "throughput",
+            f"{backbone}, {mode}, batch {batch}, {dtype}{exact}",
+            (f"{batch / median:,.0f} images/s"),
+        )
+    if _PEERS.value:
+        for name, command in json.loads(Path(_PEERS.value).read_text()).items():
+            yield "throughput", name, _peer(command)
+
+
+def _peer(command: str) -> str:
+    """What a peer's command printed last, or why there is nothing."""
+    try:
+        done = subprocess.run(
+            shlex.split(command),
+            capture_output=True,
+            text=True,
+            timeout=_PEER_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"failed: {error}"
+    try:
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        rate = found["images_per_second"] if isinstance(found, dict) else found
+        return f"{float(rate):,.0f} images/s"
+    except (IndexError, KeyError, TypeError, ValueError):
+        lines = done.stderr.strip().splitlines() or ["it printed no number"]
+        return f"failed: {lines[-1]}"
+
+
+def _memory() -> Iterator[Row]:
+    """Bytes that XLA plans for a fine-tuning step, weights included."""
+    from fdftnet_jax.training import benchmark
+
+    backbone = "squeezenet" if _SMALL.value else "xception"
+    size = 64 if _SMALL.value else 256
+    cases = [(batch, ftt) for batch in (8, 32) for ftt in (64, 0)]
+
+    def planned(batch, ftt):
+        changes = {"data.size": size, "batch_size": batch, "model.ftt_size": ftt}
+        work = benchmark.prepare(_config(backbone, **changes), "finetune")
+        step: Any = work.step
+        found = step.lower(work.carry, work.batch).compile().memory_analysis()
+        # The new state takes the place of the old one.
+        return found.temp_size_in_bytes + found.argument_size_in_bytes
+
+    found = _together({case: functools.partial(planned, *case) for case in cases})
+    for (batch, ftt), planned_bytes in found.items():
+        yield (
+            "memory",
+            (
+                f"{backbone}, finetune, {size}x{size}, batch {batch}, "
+                f"attention on {ftt or size}x{ftt or size}"
+            ),
+            f"{planned_bytes / 1e9:.2f} GB",
+        )
+
+
+if __name__ == "__main__":
+    launch.run(main)
