@@ -186,9 +186,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Before all that, on the host and at a picture's own size, anew in each epoch:
     # probability of JPEG compression, quality drawn evenly from 30 to 95.
     config.augment.jpeg = 0.0
-    # Probability of Gaussian blur, sigma drawn evenly from 0.5 to 3 pixels; it comes
-    # before the compression. Validation pictures meet neither.
+    # Probability of Gaussian blur, sigma drawn evenly from 0.5 to 3 pixels.
     config.augment.blur = 0.0
+    # Probability of down- and upscaling, by a factor drawn evenly from 0.35 to 1. Blur
+    # comes first, compression last; validation pictures meet none of the three.
+    config.augment.rescale = 0.0
     return config
 
 

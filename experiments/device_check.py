@@ -115,7 +115,7 @@ def _machine() -> str:
 
 def _together(work: dict[Any, Callable[[], Any]]) -> dict[Any, Any]:
     """The results of functions that mostly compile, each in a thread."""
-    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         found = {name: pool.submit(function) for name, function in work.items()}
         return {name: future.result() for name, future in found.items()}
 
@@ -161,9 +161,7 @@ def _agreement() -> Iterator[Row]:
         with jax.default_matmul_precision(precision):
             return np.asarray(jax.jit(apply)(variables, images), np.float64)
 
-    work: dict[Any, Callable[[], Any]] = {}
-    for backbone in _backbones():
-        config = _config(backbone)
+    def initial(config):
         described = config.model.to_dict()
         with jax.default_device(cpu):
             variables = initialization.initialise(
@@ -174,15 +172,22 @@ def _agreement() -> Iterator[Row]:
                 start=initialization.Start(),
             )
         # At its start gamma is 0, and the attention would not count.
-        variables["params"] = jax.tree_util.tree_map_with_path(
+        params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf + 0.5 * (path[-1].key == "gamma"),
             variables["params"],
         )
+        return {**variables, "params": params}
+
+    configs = {backbone: _config(backbone) for backbone in _backbones()}
+    variables = _together(
+        {name: functools.partial(initial, config) for name, config in configs.items()}
+    )
+    work: dict[Any, Callable[[], Any]] = {}
+    for name, config in configs.items():
         images = rng.uniform(-1, 1, (16, config.data.size, config.data.size, 3))
+        arguments = config.model.to_dict(), variables[name], images.astype(np.float32)
         for form in forms:
-            work[backbone, form] = functools.partial(
-                logits, described, variables, images.astype(np.float32), form
-            )
+            work[name, form] = functools.partial(logits, *arguments, form)
     found = _together(work)
     for backbone in _backbones():
         reference = found[backbone, "CPU"]

@@ -1,7 +1,7 @@
 """Ordinary image processing: what pictures meet on their way through the world.
 
 `OPERATIONS` is the table of operations and strengths by which a detector's robustness
-is measured; `Drawn` applies two of them at random, to train with. All work on decoded
+is measured; `Drawn` applies three of them at random, to train with. All work on decoded
 pictures at their own size, before a view of them is taken: sigma is in pixels of the
 picture, not of the network's input. Filters and codecs are Pillow's and OpenCV's.
 """
@@ -18,9 +18,11 @@ from fdftnet_jax.errors import UserError
 
 # Of the noise that robustness is measured by.
 SEED = 0
-# `Drawn`: quality is a whole number of this range, sigma uniform in it; ends included.
+# `Drawn`: quality is a whole number of this range, sigma and factor are uniform in
+# theirs; ends included.
 QUALITIES = (30, 95)
 SIGMAS = (0.5, 3.0)
+FACTORS = (0.35, 1.0)
 # Of a side, by libjpeg.
 _MOST_PIXELS = 65_500
 # Where the tails of the Gaussian are cut off, in sigmas.
@@ -156,18 +158,20 @@ OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Blur and then JPEG compression, each at random.
+    """Blur, down- and upscaling, and then JPEG compression, each at random.
 
     Attributes:
       jpeg: probability of compression, of a quality drawn evenly from `QUALITIES`.
       blur: probability of blur, of a sigma drawn evenly from `SIGMAS`.
+      rescale: probability of scaling, by a factor drawn evenly from `FACTORS`.
     """
 
     jpeg: float = 0.0
     blur: float = 0.0
+    rescale: float = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self.jpeg or self.blur)
+        return bool(self.jpeg or self.blur or self.rescale)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A picture that has met them, or not.
@@ -182,6 +186,10 @@ class Drawn:
         blurred, compressed = rng.random(2) < (self.blur, self.jpeg)
         sigma = rng.uniform(*SIGMAS)
         quality = int(rng.integers(*QUALITIES, endpoint=True))
+        rescaled = rng.random() < self.rescale
+        factor = rng.uniform(*FACTORS)
         if blurred:
             image = blur(image, sigma)
+        if rescaled:
+            image = rescale(image, factor)
         return jpeg(image, quality) if compressed else image

@@ -65,15 +65,13 @@ def conv_general_dilated(
         pads = _pads(padding, lhs.shape[1:3], (height, width), strides)
         if group_channels == 1 and features == feature_group_count:
             return depthwise_conv(lhs, rhs[:, :, 0, :], strides, pads)
-        pointwise = (height, width, feature_group_count) == (1, 1, 1)
-        if pointwise and pads == ((0, 0), (0, 0)):
-            return pointwise_conv(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0])
         if feature_group_count == 1:
-            windows = _windows(lhs, rhs, strides, pads)
-            first = next(windows)
-            if first.shape[1] * first.shape[2] <= _FEW:
-                patches = jnp.concatenate([first, *windows], axis=-1)
-                return pointwise_conv(patches, rhs.reshape(-1, features))
+            pointwise = (height, width) == (1, 1) and pads == ((0, 0), (0, 0))
+            if pointwise and strides == (1, 1):
+                return pointwise_conv(lhs, rhs[0, 0])
+            first = next(_windows(lhs, rhs, strides, pads))
+            if pointwise or first.shape[1] * first.shape[2] <= _FEW:
+                return patches_conv(lhs, rhs, strides, pads)
             return dense_conv(lhs, rhs, strides, pads)
     return lax.conv_general_dilated(
         lhs,
@@ -115,6 +113,50 @@ def _pointwise_backward(residuals, cotangent):
 
 
 pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def patches_conv(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """On a CPU, a product with all patches at once; elsewhere `jax.lax`'s convolution.
+
+    (On a GPU, XLA 0.11 ends the process where such a product reads every other pixel.)
+
+    Args:
+      images: [batch, height, width, channels].
+      kernel: [kernel_height, kernel_width, channels, features].
+      strides: over height and width.
+      pads: (low, high) zeros for height and width.
+
+    Returns:
+      [batch, out_height, out_width, features].
+    """
+    by_product, by_lax = _forms(strides, pads)
+    return lax.platform_dependent(images, kernel, cpu=by_product, default=by_lax)
+
+
+def _forms(strides, pads):
+    def by_product(images, kernel):
+        patches = _patches(images, kernel, strides, pads)
+        return pointwise_conv(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+    return by_product, functools.partial(_lax_conv, strides=strides, pads=pads)
+
+
+def _patches_forward(images, kernel, strides, pads):
+    return patches_conv(images, kernel, strides, pads), (images, kernel)
+
+
+def _patches_backward(strides, pads, residuals, cotangent):
+    def gradient(form):
+        return lambda *arguments: jax.vjp(form, *arguments[:2])[1](arguments[2])
+
+    by_product, by_lax = map(gradient, _forms(strides, pads))
+    return lax.platform_dependent(*residuals, cotangent, cpu=by_product, default=by_lax)
+
+
+patches_conv.defvjp(_patches_forward, _patches_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -51,6 +51,7 @@ _RANGES: checks.Ranges = {
     "augment.cutout_beta": (int, 1, math.inf),
     "augment.jpeg": (float, 0, 1),
     "augment.blur": (float, 0, 1),
+    "augment.rescale": (float, 0, 1),
 }
 
 # Field -> what it may be. Validation selects and test judges: neither may train.

@@ -127,7 +127,7 @@ def random_view(
 ) -> Callable[[np.ndarray, np.random.Generator], np.ndarray] | None:
     """The function that draws a training image's view anew in each epoch.
 
-    None where an image always has the same one: 'resize', without JPEG and blur.
+    None where an image always has the same one: 'resize' of a picture as it is.
     """
     drawn = _corruptions(config)
     if drawn:
@@ -136,7 +136,8 @@ def random_view(
 
 
 def _corruptions(config: ml_collections.ConfigDict) -> corruptions.Drawn:
-    return corruptions.Drawn(config.augment.jpeg, config.augment.blur)
+    options = config.augment
+    return corruptions.Drawn(options.jpeg, options.blur, options.rescale)
 
 
 def _source(parts: list[run_data.Part], view: Any, megabytes: int) -> pipeline.Source:

@@ -27,7 +27,7 @@ from fdftnet_jax.training.feed import Images
 from fdftnet_jax.training.processes import say
 
 # Of the section `augment`: what is done to a training image on the host.
-_ON_HOST = ("jpeg", "blur")
+_ON_HOST = ("jpeg", "blur", "rescale")
 
 
 @dataclasses.dataclass(frozen=True)
