@@ -42,7 +42,7 @@ from experiments import launch
 from fdftnet_jax.errors import Interrupted, UserError
 
 _MINUTES = flags.DEFINE_float(
-    "minutes", 8.0, "No further part begins after these minutes.", lower_bound=0
+    "minutes", 8.0, "After these, what is under way is the last row.", lower_bound=0
 )
 _SMALL = flags.DEFINE_bool("small", False, "Rehearse on small networks and batches.")
 _PEERS = flags.DEFINE_string("peers", None, "JSON file of names and commands.")
@@ -73,28 +73,34 @@ def main() -> None:
     if unknown := set(_PARTS.value) - set(parts):
         known = ", ".join(parts)
         raise UserError(f"no part {min(unknown)!r}: --parts takes some of {known}")
-    began = time.monotonic()
+    print(f"{_machine()}\n", flush=True)
+    end = time.monotonic() + 60 * _MINUTES.value
     rows: list[Row] = []
-    # Compiled once for this process, in threads, and found again by the steps.
+    # What one step compiled, another finds again; nothing from before does.
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         for part in _PARTS.value:
-            if time.monotonic() - began > 60 * _MINUTES.value:
-                rows.append((part, "not begun", "the minutes are over"))
-                continue
-            # One part's failure is a row of the table, whatever it is.
-            try:
-                for row in parts[part]():
-                    rows.append(row)
-                    print(" | ".join(row), flush=True)
-            except Exception as error:
-                text = str(error).strip().splitlines() or [""]
-                rows.append((part, "failed", f"{type(error).__name__}: {text[0]}"))
-                print(" | ".join(rows[-1]), flush=True)
-            print(f"({time.monotonic() - began:.0f} s)", flush=True)
-    print(f"\n{_machine()}\n\n| part | what | value |\n|---|---|---|")
+            for row in _until(end, part, parts[part]()):
+                rows.append(row)
+                print(" | ".join(row), flush=True)
+    print("\n| part | what | value |\n|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
+
+
+def _until(end: float, part: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a part as long as there is time; its failure is one, too."""
+    while time.monotonic() < end:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        # Whatever a device or a peer makes of this: the other parts go on.
+        except Exception as error:
+            text = str(error).strip().splitlines() or [""]
+            yield part, "failed", f"{type(error).__name__}: {text[0]}"
+            return
+    yield part, "what is left of it", "not done: the minutes are over"
 
 
 def _machine() -> str:
@@ -111,13 +117,6 @@ def _machine() -> str:
         f"{jax.local_device_count()} x {device.device_kind}, jax {jax.__version__}, "
         f"{os.cpu_count()} CPU cores; matrix product {rates}"
     )
-
-
-def _together(work: dict[Any, Callable[[], Any]]) -> dict[Any, Any]:
-    """The results of functions that mostly compile, each in a thread."""
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = {name: pool.submit(function) for name, function in work.items()}
-        return {name: future.result() for name, future in found.items()}
 
 
 def _config(backbone: str, **changes: Any) -> Any:
@@ -178,27 +177,19 @@ def _agreement() -> Iterator[Row]:
         )
         return {**variables, "params": params}
 
-    configs = {backbone: _config(backbone) for backbone in _backbones()}
-    variables = _together(
-        {name: functools.partial(initial, config) for name, config in configs.items()}
-    )
-    work: dict[Any, Callable[[], Any]] = {}
-    for name, config in configs.items():
-        images = rng.uniform(-1, 1, (16, config.data.size, config.data.size, 3))
-        arguments = config.model.to_dict(), variables[name], images.astype(np.float32)
-        for form in forms:
-            work[name, form] = functools.partial(logits, *arguments, form)
-    found = _together(work)
     for backbone in _backbones():
-        reference = found[backbone, "CPU"]
-        for form in list(forms)[1:]:
-            apart = np.abs(found[backbone, form] - reference).max()
-            share = apart / np.abs(reference).max()
-            yield (
-                "agreement",
-                f"{backbone}, {form}",
-                f"{share:.1e} of the largest logit",
-            )
+        config = _config(backbone)
+        size = config.data.size
+        images = rng.uniform(-1, 1, (16, size, size, 3)).astype(np.float32)
+        arguments = config.model.to_dict(), initial(config), images
+        with futures.ThreadPoolExecutor() as pool:
+            each = pool.map(functools.partial(logits, *arguments), forms)
+            found = dict(zip(forms, each, strict=True))
+        reference = found.pop("CPU")
+        for form, values in found.items():
+            apart = np.abs(values - reference).max()
+            share = f"{apart / np.abs(reference).max():.1e} of the largest logit"
+            yield "agreement", f"{backbone}, {form}", share
     toy = detector.load("toy")
     # Its first logits are compared with those that the file states.
     side = toy.preprocessing.size
@@ -415,41 +406,26 @@ def _throughput() -> Iterator[Row]:
     from fdftnet_jax.training import benchmark
 
     backbone = "squeezenet" if _SMALL.value else "xception"
-    batches = (8,) if _SMALL.value else (32, 128, 512)
+    small, middle, large = (2, 4, 8) if _SMALL.value else (32, 128, 512)
     cases: list[tuple[str, int, str, str | None]] = [
-        (mode, batch, dtype, None)
-        for mode in ("finetune", "infer")
-        for batch in batches
-        for dtype in ("bfloat16", "float32")
+        ("finetune", middle, "bfloat16", None),
+        ("infer", middle, "bfloat16", None),
+        ("finetune", middle, "float32", None),
+        ("finetune", middle, "float32", "float32"),
+        ("finetune", small, "bfloat16", None),
+        ("finetune", large, "bfloat16", None),
+        ("infer", large, "bfloat16", None),
     ]
-    cases += [("finetune", batch, "float32", "float32") for batch in batches[1:2]]
-
-    def prepared(mode, batch, dtype, precision):
+    for mode, batch, dtype, precision in cases:
         config = _config(backbone, batch_size=batch, dtype=dtype)
-        work = benchmark.prepare(config, mode)
         with jax.default_matmul_precision(precision):
-            work.run()
-        return work
-
-    began = time.perf_counter()
-    works = _together({case: functools.partial(prepared, *case) for case in cases})
-    seconds = time.perf_counter() - began
-    yield (
-        "throughput",
-        f"{len(cases)} steps of {backbone}, compiled at once",
-        (f"{seconds:.0f} s"),
-    )
-    for case in cases:
-        mode, batch, dtype, precision = case
-        with jax.default_matmul_precision(precision):
-            for _ in range(_REPEAT):
-                works[case].run()
-            median = statistics.median(works[case].run() for _ in range(_REPEAT))
+            found = benchmark.measure(config, mode, repeat=_REPEAT)
         exact = ", products in float32" * (precision is not None)
         yield (
             "throughput",
             f"{backbone}, {mode}, batch {batch}, {dtype}{exact}",
-            (f"{batch / median:,.0f} images/s"),
+            f"{found['images_per_second']:,.0f} images/s, compiled in "
+            f"{found['compile_seconds']:.0f} s",
         )
     if _PEERS.value:
         for name, command in json.loads(Path(_PEERS.value).read_text()).items():
@@ -493,8 +469,8 @@ def _memory() -> Iterator[Row]:
         # The new state takes the place of the old one.
         return found.temp_size_in_bytes + found.argument_size_in_bytes
 
-    found = _together({case: functools.partial(planned, *case) for case in cases})
-    for (batch, ftt), planned_bytes in found.items():
+    for batch, ftt in cases:
+        planned_bytes = planned(batch, ftt)
         yield (
             "memory",
             (

@@ -198,44 +198,63 @@ def test_noise_is_clipped():
 
 
 def drawn(number, **probabilities):
-    """(sigma, quality) of each of a number of draws, None where there was none."""
+    """(sigma, quality, factor) of each of a number of draws, None where there is none.
+
+    Each operation puts what it was given in its place.
+    """
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corruptions, "blur", lambda image, sigma: [sigma, image[1]])
-        patch.setattr(corruptions, "jpeg", lambda image, quality: [image[0], quality])
+        for place, name in enumerate(("blur", "jpeg", "rescale")):
+
+            def note(image, strength, place=place):
+                return [*image[:place], strength, *image[place + 1 :]]
+
+            patch.setattr(corruptions, name, note)
         for i in range(number):
             rng = np.random.default_rng(i)
-            found.append(corruptions.Drawn(**probabilities)([None, None], rng))
+            found.append(corruptions.Drawn(**probabilities)([None] * 3, rng))
     return found
 
 
 def test_shares_and_ranges_of_what_is_drawn():
-    found = drawn(2000, jpeg=0.3, blur=0.6)
-    sigmas = [sigma for sigma, _ in found if sigma is not None]
-    qualities = [quality for _, quality in found if quality is not None]
+    found = drawn(2000, jpeg=0.3, blur=0.6, rescale=0.4)
+    sigmas, qualities, factors = (
+        [value for value in values if value is not None]
+        for values in zip(*found, strict=True)
+    )
     assert len(sigmas) == pytest.approx(1200, abs=90)
     assert len(qualities) == pytest.approx(600, abs=85)
-    both = sum(None not in pair for pair in found)
-    assert both == pytest.approx(360, abs=70)
+    assert len(factors) == pytest.approx(800, abs=90)
+    all_three = sum(None not in values for values in found)
+    assert all_three == pytest.approx(2000 * 0.3 * 0.6 * 0.4, abs=48)
     assert set(qualities) == set(range(30, 96))
     assert 0.5 <= min(sigmas) < 0.51 and 2.99 < max(sigmas) <= 3
     assert np.mean(sigmas) == pytest.approx(1.75, abs=0.08)
+    assert 0.35 <= min(factors) < 0.36 and 0.99 < max(factors) <= 1
+    assert np.mean(factors) == pytest.approx(0.675, abs=0.03)
 
 
 def test_one_probability_leaves_the_draws_of_the_other_alone():
-    both, compressed = drawn(50, jpeg=0.5, blur=1.0), drawn(50, jpeg=0.5)
-    assert [quality for _, quality in both] == [quality for _, quality in compressed]
-    assert all(sigma is None for sigma, _ in compressed)
+    all_three, compressed = (
+        drawn(50, jpeg=0.5, blur=1.0, rescale=0.5),
+        drawn(50, jpeg=0.5),
+    )
+    assert [each[1] for each in all_three] == [each[1] for each in compressed]
+    assert all(each[0] is None and each[2] is None for each in compressed)
 
 
 def test_never_and_always():
     pixels, rng = textured(), np.random.default_rng(0)
     assert not corruptions.Drawn()
-    assert corruptions.Drawn(jpeg=0.1) and corruptions.Drawn(blur=0.1)
+    for name in ("jpeg", "blur", "rescale"):
+        assert corruptions.Drawn(**{name: 0.1})
     np.testing.assert_array_equal(corruptions.Drawn()(pixels, rng), pixels)
     rng = np.random.default_rng(7)
     rng.random(2)
     sigma, quality = rng.uniform(0.5, 3), rng.integers(30, 96)
-    expected = corruptions.jpeg(corruptions.blur(pixels, sigma), quality)
-    always = corruptions.Drawn(jpeg=1.0, blur=1.0)
+    rng.random()
+    blurred = corruptions.blur(pixels, sigma)
+    scaled = corruptions.rescale(blurred, rng.uniform(0.35, 1))
+    expected = corruptions.jpeg(scaled, quality)
+    always = corruptions.Drawn(jpeg=1.0, blur=1.0, rescale=1.0)
     np.testing.assert_array_equal(always(pixels, np.random.default_rng(7)), expected)
