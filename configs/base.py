@@ -206,21 +206,28 @@ _PAPER_SETS = {
 DATA = ("folder", "toy", *_PAPER_SETS)
 
 
-def parse(argument: str) -> tuple[ml_collections.ConfigDict, bool]:
-    """Reads `BACKBONE,DATA[,paper]`.
+def parse(
+    argument: str, recipes: tuple[str, ...] = ("paper",)
+) -> tuple[ml_collections.ConfigDict, str]:
+    """Reads `BACKBONE,DATA[,RECIPE]`.
+
+    Args:
+      argument: of the config file.
+      recipes: that the file knows beside its defaults.
 
     Returns:
-      The config with its backbone and data set, and whether `paper` was asked for.
+      The config with its backbone and data set, and the recipe, '' for none.
 
     Raises:
       ValueError: the argument does not have that form.
     """
     backbone, *rest = argument.split(",")
-    if not rest or rest[0] not in DATA or rest[1:] not in ([], ["paper"]):
+    asked = [[], *([recipe] for recipe in recipes)]
+    if not rest or rest[0] not in DATA or rest[1:] not in asked:
         raise ValueError(
             f"config argument {argument!r}: expected BACKBONE,DATA or "
-            f"BACKBONE,DATA,paper with DATA one of {', '.join(DATA)}, such as "
-            "squeezenet,folder"
+            f"BACKBONE,DATA,{'|'.join(recipes)} with DATA one of {', '.join(DATA)}, "
+            "such as squeezenet,folder"
         )
     config = get_config()
     config.model.backbone = backbone
@@ -230,4 +237,4 @@ def parse(argument: str) -> tuple[ml_collections.ConfigDict, bool]:
         splits = ("train", "validation", "test", "finetune")
         config.data.limits.update(dict(zip(splits, sizes, strict=False)))
         config.data.fractions.update(dict(zip(splits, shares, strict=True)))
-    return config, bool(rest[1:])
+    return config, "".join(rest[1:])

@@ -19,6 +19,11 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     model, _ = base.parse(argument)
     config = grid.get_config()
     config.backbone = model.model.backbone
+    # What every method starts from: '' for a backbone that is pre-trained on the old
+    # forgery, or published weights or a file of them, as `init_from` of configs/base.py
+    # takes them. Then the old forgery is known by replay alone, and nothing of it can
+    # be forgotten.
+    config.start = ""
     # Method -> number of seeds; 0 leaves it out. The methods are those of
     # experiments/compare.py.
     del config.seeds

@@ -28,6 +28,8 @@ CHANGES = {
     "augment.translation": 0,
     "augment.flip": False,
     "augment.cutout_alpha": 0,
+    "augment.jpeg": 0.0,
+    "augment.rescale": 0.0,
 }
 
 

@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # Number of seeds: 0, 1, ...; from two on there is an interval.
     config.seeds = 1
-    # 'default' or 'paper', as the third word of configs/pretrain.py's argument.
+    # 'default', or a third word of the argument of configs/finetune.py: 'paper', which
+    # is one of configs/pretrain.py, too, or 'imagenet'.
     config.recipe = "default"
     # What replaces the values of configs/pretrain.py, of configs/finetune.py and of
     # both, whatever the backbone and the data: --config.finetune.epochs=2.

@@ -15,11 +15,11 @@ from configs import base
 
 def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     """Returns the config of `BACKBONE,DATA[,paper]`."""
-    config, paper = base.parse(argument)
+    config, recipe = base.parse(argument)
     config.model.kind = "classifier"
     config.trainable = "all"
     config.data.train_split = "train"
-    if not paper:
+    if not recipe:
         config.optimizer.learning_rate = 0.03
         config.optimizer.warmup_epochs = 2.0
         config.optimizer.clip_norm = 1.0

@@ -6,7 +6,8 @@
 The same data, the same number of epochs, the same selection on validation for every
 method; each is scored on the test splits of the new and of the old forgery. Prints a
 table and writes WORKDIR/compare.md, .csv and .html. The same command goes on where it
-stopped.
+stopped. With `--config.start=imagenet` every method starts from published weights
+instead of a backbone that is pre-trained on the old forgery.
 """
 
 import csv
@@ -96,14 +97,20 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
             "expected a number of seeds for each method, found "
             f"{dict(config.seeds)}; give for example --config.seeds.fdftnet=3"
         )
-    cells: Cells = {(BASE, 0): [_pretraining(config, seed) for seed in range(seeds)]}
+    cells: Cells = {}
+    if not config.start:
+        cells[BASE, 0] = [_pretraining(config, seed) for seed in range(seeds)]
+    elif any(replays) and not config.old.get("dir"):
+        raise UserError(
+            f"with start={config.start} the old forgery is a folder to replay: give "
+            "--config.old.dir=PATH, or --config.replays=0"
+        )
     for replay in replays:
         for method in METHODS:
             number = config.seeds[method]
             if number:
                 cells[method, replay] = [
-                    _adaptation(config, method, replay, base)
-                    for base in cells[BASE, 0][:number]
+                    _adaptation(config, method, replay, seed) for seed in range(number)
                 ]
     return cells
 
@@ -121,22 +128,32 @@ def _pretraining(config: ml_collections.ConfigDict, seed: int) -> grid.GridRun:
     made = phases.phase_config(
         config, "pretrain", config.backbone, config.old.name, seed, _data(config.old)
     )
-    return grid.GridRun(f"seed{seed}/base", made, scored=_scored(config))
+    return grid.GridRun(_base(seed), made, scored=_scored(config))
+
+
+def _base(seed: int) -> str:
+    return f"seed{seed}/base"
 
 
 def _adaptation(
-    config: ml_collections.ConfigDict, method: str, replay: int, base: grid.GridRun
+    config: ml_collections.ConfigDict, method: str, replay: int, seed: int
 ) -> grid.GridRun:
+    config = config.copy_and_resolve_references()
     if method == "paper":
-        config = config.copy_and_resolve_references()
         config.recipe = "paper"
+    elif config.start == "imagenet":
+        config.recipe = "imagenet"
     changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
-    seed = base.config.seed
+    # New weights need the pre-training for its data alone.
+    after = _base(seed) if replay or method != "scratch" else ""
+    if config.start:
+        after = ""
+        changes["init_from"] = "" if method == "scratch" else config.start
+        if replay:
+            changes["data.replay_dir"] = config.old.dir
     made = phases.phase_config(
         config, "finetune", config.backbone, config.new.name, seed, changes
     )
-    # New weights need the pre-training for its data alone.
-    after = base.name if replay or method != "scratch" else ""
     name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
     return grid.GridRun(name, made, after, _scored(config))
 
@@ -180,11 +197,9 @@ def write_table(
         stem,
         "Ways to adapt a detector to a new forgery",
         [
-            f"{config.backbone} was trained to know one forgery ('old', "
-            f"{_called(config.old)}) and then adapted to another ('new', "
-            f"{_called(config.new)}) in several ways, with the same images and epochs. "
-            "Higher is better, and 50 is chance; forgetting is what was lost on the "
-            "old forgery."
+            _opening(config)
+            + " in several ways, with the same images and epochs. Higher is better, "
+            "and 50 is chance; forgetting is what was lost on the old forgery."
         ],
         [[*rows[0]], *([*row.values()] for row in rows)] if rows else [],
         notes=[wording.TOY] * toy,
@@ -194,6 +209,20 @@ def write_table(
         words=_NOTES,
     )
     return f"{text}\nwritten to {workdir}: compare.md, compare.csv, compare.html"
+
+
+def _opening(config: ml_collections.ConfigDict) -> str:
+    old, new = (f"{_called(fields)}" for fields in (config.old, config.new))
+    if config.start:
+        return (
+            f"{config.backbone} with the weights of {config.start} was adapted to a "
+            f"forgery ('new', {new}), with or without pictures of another ('old', "
+            f"{old}),"
+        )
+    return (
+        f"{config.backbone} was trained to know one forgery ('old', {old}) and then "
+        f"adapted to another ('new', {new})"
+    )
 
 
 def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
@@ -243,7 +272,7 @@ def _row(
 
     before = {
         run.config.seed: of(OLD, "auc", [run])[0]
-        for run in cells[BASE, 0]
+        for run in cells.get((BASE, 0), [])
         if OLD in outcomes[run.name].scores
     }
     forgotten = [
@@ -259,8 +288,10 @@ def _row(
         "new: AUROC, %": tables.percent(of(NEW, "auc")),
         "old: accuracy, %": tables.percent(of(OLD, "accuracy")),
         "old: AUROC, %": tables.percent(of(OLD, "auc")),
-        "forgetting, %": "-" if method == BASE else tables.percent(forgotten),
+        "forgetting, %": "-",
     }
+    if forgotten and method != BASE:
+        row["forgetting, %"] = tables.percent(forgotten)
     for title in (NEW, OLD):
         row[f"{title}: against {REFERENCE}, %"] = _against(
             title, method, replay, cells, outcomes

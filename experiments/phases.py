@@ -12,6 +12,8 @@ from experiments.grid import GridRun
 from fdftnet_jax.errors import UserError
 
 _PHASES = {"pretrain": pretrain, "finetune": finetune}
+# Phase -> the recipes of its config file, beside the default.
+_RECIPES = {"pretrain": ("paper",), "finetune": ("paper", "imagenet")}
 
 
 def names(text: str, flag: str) -> list[str]:
@@ -67,14 +69,16 @@ def phase_config(
     Raises:
       UserError: there is no such data set or recipe.
     """
-    if config.recipe not in ("default", "paper"):
+    recipes = ("default", *_RECIPES["finetune"])
+    if config.recipe not in recipes:
+        known = ", ".join(map(repr, recipes))
         raise UserError(
-            f"recipe is {config.recipe!r}: expected 'default' or 'paper'; give it with "
+            f"recipe is {config.recipe!r}: expected one of {known}; give it with "
             "--config.recipe=VALUE"
         )
-    paper = ",paper" * (config.recipe == "paper")
+    recipe = f",{config.recipe}" * (config.recipe in _RECIPES[phase])
     try:
-        made = _PHASES[phase].get_config(f"{backbone},{dataset}{paper}")
+        made = _PHASES[phase].get_config(f"{backbone},{dataset}{recipe}")
     except ValueError as error:
         raise UserError(str(error)) from error
     made.lock()

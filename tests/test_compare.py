@@ -138,6 +138,31 @@ def test_the_methods_differ_in_what_they_say_and_in_no_budget(cache_dir):
         assert alone == ({"scratch"} if replay == 0 else set())
 
 
+def test_published_weights_take_the_place_of_a_pre_training(cache_dir, tmp_path):
+    config = small_config(cache_dir, **dict.fromkeys(compare.METHODS, 1))
+    config.start = "imagenet"
+    config.old.name, config.old.dir = "folder", "old"
+    cells = compare.list_cells(config)
+    assert set(cells) == {(m, replay) for replay in (4, 0) for m in compare.METHODS}
+    for (method, replay), (run,) in cells.items():
+        assert not run.after
+        assert run.config.init_from == "imagenet" * (method != "scratch")
+        assert run.config.data.replay_dir == "old" * (replay > 0)
+        assert run.scored["old"]["dir"] == "old"
+    outcomes = {run.name: grid.Outcome() for cell in cells.values() for run in cell}
+    compare.write_table(config, tmp_path, cells, outcomes)
+    assert "weights of imagenet" in (tmp_path / "compare.html").read_text()
+
+
+def test_what_is_replayed_beside_published_weights_is_a_folder(cache_dir):
+    config = small_config(cache_dir, fdftnet=1)
+    config.start = "imagenet"
+    with pytest.raises(UserError, match=r"--config\.old\.dir=PATH, or"):
+        compare.list_cells(config)
+    config.replays = "0"
+    assert set(compare.list_cells(config)) == {("fdftnet", 0)}
+
+
 def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
     workdir, _ = finished
     assert config_of(workdir, "seed0/base")["data"]["family"] == "upsampled"

@@ -221,15 +221,35 @@ def test_defaults_differ_from_the_paper_only_where_they_say_so(module):
     assert flat(module.get_config()) == default
 
 
-def test_photographs_from_imagenet_have_a_recipe_of_their_own():
+@pytest.mark.parametrize(
+    "argument",
+    ["efficientnet_lite0,folder", "xception,folder,imagenet", "xception,toy,imagenet"],
+)
+def test_the_recipe_from_imagenet_s_weights(argument):
     """It does not freeze, warp and resize as that of the paper's backbones does."""
-    config = flat(finetune.get_config("efficientnet_lite0,folder"))
-    config_values.check(finetune.get_config("efficientnet_lite0,folder"))
+    config = flat(finetune.get_config(argument))
+    config_values.check(finetune.get_config(argument))
+    assert config["init_from"] == "imagenet"
     assert (config["data.size"], config["data.view"]) == (128, "crops")
     assert (config["trainable"], config["optimizer.name"]) == ("all", "adamw")
     assert not any(config[f"augment.{name}"] for name in ("zoom", "rotation"))
-    for argument in ("efficientnet_lite0,toy", "efficientnet_lite0,folder,paper"):
-        assert flat(finetune.get_config(argument))["data.size"] == 64
+
+
+def test_whose_recipe_is_not_that_from_imagenet_s_weights():
+    for argument in (
+        *("efficientnet_lite0,toy", "efficientnet_lite0,folder,paper"),
+        "xception,folder",
+    ):
+        config = flat(finetune.get_config(argument))
+        assert (config["data.size"], config["init_from"]) == (64, "")
+
+
+def test_the_recipe_from_imagenet_s_weights_has_no_pre_training():
+    with pytest.raises(ValueError, match="BACKBONE,DATA,paper with DATA"):
+        pretrain.get_config("xception,folder,imagenet")
+
+
+AUGMENTATIONS = set(base.get_config().augment) - {"cutout_beta"}
 
 
 @pytest.mark.parametrize("backbone", ["squeezenet", "efficientnet_lite0", "vit"])
@@ -237,6 +257,8 @@ def test_a_feature_probe_of_every_recipe_is_frozen(backbone):
     config = feature_probe.get_config(f"{backbone},folder")
     config_values.check(config)
     assert (config.model.taps, config.trainable) == (True, "head")
+    # The features are those of the pictures as they are.
+    assert not any(config.augment[name] for name in AUGMENTATIONS)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_grid_mirrors_every_field_of_a_run():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "papers"}, "recipe is 'papers': expected 'default' or 'paper'"),
+        ({"recipe": "papers"}, "recipe is 'papers': expected one of 'default'"),
         ({"seeds": 0}, "seeds is 0: expected a whole number, 1 or more"),
         ({"dataset": "faces,x"}, "expected BACKBONE,DATA"),
         ({"backbone": "squeezent"}, "did you mean 'squeezenet'"),

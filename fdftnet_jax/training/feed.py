@@ -136,8 +136,9 @@ def random_view(
 
 
 def _corruptions(config: ml_collections.ConfigDict) -> corruptions.Drawn:
-    options = config.augment
-    return corruptions.Drawn(options.jpeg, options.blur, options.rescale)
+    return corruptions.Drawn(
+        config.augment.jpeg, config.augment.blur, config.augment.rescale
+    )
 
 
 def _source(parts: list[run_data.Part], view: Any, megabytes: int) -> pipeline.Source:
