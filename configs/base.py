@@ -54,6 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.cache_dir = ""
     # The split that trains: 'train', or 'finetune' for FDFtNet.
     config.data.train_split = "train"
+    # Generators whose fakes are neither trained on nor validated with, with commas
+    # between them: an evaluation then says how those fare that were never seen.
+    config.data.held_out = ""
     # Images per class drawn from the training split by the seed; 0 takes all.
     config.data.shots = 0
     # Images of the old forgery, per class, that are mixed with the training split, and

@@ -41,6 +41,9 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     )
     # Replayed images of the old forgery, per class: a comma list, 0 for none.
     config.replays = "200,0"
+    # Generators of the new forgery, with commas between them: each is held out of the
+    # training in turn, by every method, and a second table says how it fares.
+    config.hold_out = ""
     # The data of both forgeries: fields of the section `data` of configs/base.py.
     config.old = grid.open_fields(base.get_config().data)
     config.new = grid.open_fields(base.get_config().data)

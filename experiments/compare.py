@@ -12,6 +12,7 @@ instead of a backbone that is pre-trained on the old forgery.
 
 import csv
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 
 from configs import feature_probe
 from experiments import grid, phases
+from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError, counted
 
 _FULL = {
@@ -62,8 +64,14 @@ _NOTES = {
     "in AUROC, mean over the seeds that both have, with its 95 % bootstrap interval "
     "over the test images.",
 }
-# (method, replayed images per class) -> its runs; first the pre-trainings.
-Cells = dict[tuple[str, int], list[grid.GridRun]]
+_UNSEEN = (
+    "Generators that were held out in turn: the AUROC of their fakes against all real "
+    "images of the test split, before the adaptation, after one without them and after "
+    "one with them."
+)
+# (method, replayed images per class, generator that is held out or '') -> its runs;
+# first the pre-trainings.
+Cells = dict[tuple[str, int, str], list[grid.GridRun]]
 
 
 def prepare(
@@ -99,19 +107,19 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
         )
     cells: Cells = {}
     if not config.start:
-        cells[BASE, 0] = [_pretraining(config, seed) for seed in range(seeds)]
+        cells[BASE, 0, ""] = [_pretraining(config, seed) for seed in range(seeds)]
     elif any(replays) and not config.old.get("dir"):
         raise UserError(
             f"with start={config.start} the old forgery is a folder to replay: give "
             "--config.old.dir=PATH, or --config.replays=0"
         )
-    for replay in replays:
-        for method in METHODS:
-            number = config.seeds[method]
-            if number:
-                cells[method, replay] = [
-                    _adaptation(config, method, replay, seed) for seed in range(number)
-                ]
+    held_out = ("", *splits.held_out(config.hold_out))
+    for replay, method, left_out in itertools.product(replays, METHODS, held_out):
+        if number := config.seeds[method]:
+            cells[method, replay, left_out] = [
+                _adaptation(config, method, replay, seed, left_out)
+                for seed in range(number)
+            ]
     return cells
 
 
@@ -136,7 +144,11 @@ def _base(seed: int) -> str:
 
 
 def _adaptation(
-    config: ml_collections.ConfigDict, method: str, replay: int, seed: int
+    config: ml_collections.ConfigDict,
+    method: str,
+    replay: int,
+    seed: int,
+    left_out: str,
 ) -> grid.GridRun:
     config = config.copy_and_resolve_references()
     if method == "paper":
@@ -144,6 +156,7 @@ def _adaptation(
     elif config.start == "imagenet":
         config.recipe = "imagenet"
     changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
+    changes["data.held_out"] = left_out
     # New weights need the pre-training for its data alone.
     after = _base(seed) if replay or method != "scratch" else ""
     if config.start:
@@ -155,6 +168,7 @@ def _adaptation(
         config, "finetune", config.backbone, config.new.name, seed, changes
     )
     name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
+    name += f"-without-{left_out}" * bool(left_out)
     return grid.GridRun(name, made, after, _scored(config))
 
 
@@ -182,16 +196,22 @@ def write_table(
     outcomes: grid.Outcomes,
 ) -> str:
     """Writes what there is so far, and returns the table as Markdown."""
-    from fdftnet_jax.reporting import grid_report, tables, wording
+    from fdftnet_jax.reporting import grid_report, page, tables, wording
 
     rows = [
         _row(method, replay, runs, cells, outcomes)
-        for (method, replay), runs in cells.items()
-        if any(OLD in outcomes[run.name].scores for run in runs)
+        for (method, replay, left_out), runs in cells.items()
+        if not left_out and any(OLD in outcomes[run.name].scores for run in runs)
+    ]
+    unseen = [
+        _unseen_row(method, replay, left_out, cells, outcomes)
+        for (method, replay, left_out), runs in cells.items()
+        if left_out and any(NEW in outcomes[run.name].scores for run in runs)
     ]
     stem, failures = workdir / "compare", grid.failures(outcomes)
     notes = " ".join(_NOTES.values())
-    text = tables.write_records(stem, "Comparison", rows, notes, failures)
+    text = tables.write_records(stem, "Comparison", rows, notes, failures, unseen)
+    second = [[*unseen[0]], *([*row.values()] for row in unseen)] if unseen else []
     toy = "toy" in (config.old.name, config.new.name)
     grid_report.write(
         stem,
@@ -202,11 +222,12 @@ def write_table(
             "and 50 is chance; forgetting is what was lost on the old forgery."
         ],
         [[*rows[0]], *([*row.values()] for row in rows)] if rows else [],
-        notes=[wording.TOY] * toy,
+        notes=[*[wording.TOY] * toy, *_drops(unseen)],
         failures=failures,
         config=config.to_json_best_effort(indent=2, sort_keys=True),
         figures=_plots(cells, outcomes),
         words=_NOTES,
+        more=page.Table(_UNSEEN, second[0], second[1:], 3) if second else None,
     )
     return f"{text}\nwritten to {workdir}: compare.md, compare.csv, compare.html"
 
@@ -230,7 +251,9 @@ def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
     from fdftnet_jax.reporting import comparison_plot, page, plots, tables
 
     points = []
-    for (method, replay), runs in cells.items():
+    for (method, replay, left_out), runs in cells.items():
+        if left_out:
+            continue
         done = [run for run in runs if OLD in outcomes[run.name].scores]
         old, new = (
             [tables.figure(s, "auc")[0] for s in grid.scores(outcomes, done, title)]
@@ -247,6 +270,45 @@ def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
             "What is learned of the new forgery against what is kept of the old. "
             "Filled: with replay. Small dots are single seeds.",
         )
+    ]
+
+
+def _unseen_row(
+    method: str, replay: int, left_out: str, cells: Cells, outcomes: grid.Outcomes
+) -> dict[str, str]:
+    """How the fakes of a generator fare that a method was not trained with."""
+    from fdftnet_jax.reporting import tables
+
+    def of_generator(cell: tuple[str, int, str]) -> list[float]:
+        scores = grid.scores(outcomes, cells.get(cell, []), NEW)
+        found = [of["generators"].get(left_out) for of in scores]
+        return [of["auc"]["value"] for of in found if of]
+
+    held_out = of_generator((method, replay, left_out))
+    before = of_generator((BASE, 0, ""))
+    change = np.mean(held_out) - np.mean(before) if before and held_out else None
+    return {
+        "method": method,
+        "replay": str(replay or "-"),
+        "generator": left_out,
+        "before: AUROC, %": tables.percent(before),
+        "held out: AUROC, %": tables.percent(held_out),
+        "change, %": "-" if change is None else f"{100 * change:+.1f}",
+        "trained with: AUROC, %": tables.percent(of_generator((method, replay, ""))),
+        "seeds": str(len(held_out)),
+    }
+
+
+def _drops(rows: Sequence[dict[str, str]]) -> list[str]:
+    """A sentence for each generator that a method knows less well than before it."""
+    return [
+        f"{row['method']} lost on what it was not trained with: fakes of "
+        f"{row['generator']} had an AUROC of {row['before: AUROC, %']} % before it, "
+        f"and {row['held out: AUROC, %']} % after"
+        + f" (with replay of {row['replay']})"
+        * (row["replay"] != "-")
+        for row in rows
+        if row["change, %"].startswith("-") and row["change, %"] != "-"
     ]
 
 
@@ -272,7 +334,7 @@ def _row(
 
     before = {
         run.config.seed: of(OLD, "auc", [run])[0]
-        for run in cells.get((BASE, 0), [])
+        for run in cells.get((BASE, 0, ""), [])
         if OLD in outcomes[run.name].scores
     }
     forgotten = [
@@ -314,12 +376,12 @@ def _against(
     """The difference in AUROC from the reference, on the seeds that both have."""
     from fdftnet_jax.evaluation import intervals
 
-    if method in (BASE, REFERENCE) or (REFERENCE, replay) not in cells:
+    if method in (BASE, REFERENCE) or (REFERENCE, replay, "") not in cells:
         return "-"
     pairs = [
         (outcomes[own.name].files[title], outcomes[other.name].files[title])
         for own, other in zip(
-            cells[method, replay], cells[REFERENCE, replay], strict=False
+            cells[method, replay, ""], cells[REFERENCE, replay, ""], strict=False
         )
         if title in outcomes[own.name].files and title in outcomes[other.name].files
     ]

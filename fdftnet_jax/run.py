@@ -121,6 +121,8 @@ class Run:
             "model.taps": False,
             "optimizer.name": "sgd",
             "optimizer.weight_decay": 0.0,
+            "augment.rescale": 0.0,
+            "data.held_out": "",
         }
         old = before | old
         changed = [

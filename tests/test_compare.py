@@ -110,11 +110,11 @@ def test_the_methods_train_what_they_say(finished):
 def test_the_methods_differ_in_what_they_say_and_in_no_budget(cache_dir):
     seeds = dict.fromkeys(compare.METHODS, 1)
     cells = compare.list_cells(small_config(cache_dir, **seeds))
-    assert set(cells) == {("pre-trained", 0)} | {
-        (method, replay) for replay in (4, 0) for method in compare.METHODS
+    assert set(cells) == {("pre-trained", 0, "")} | {
+        (method, replay, "") for replay in (4, 0) for method in compare.METHODS
     }
     for replay in (4, 0):
-        found = {method: cells[method, replay][0] for method in compare.METHODS}
+        found = {method: cells[method, replay, ""][0] for method in compare.METHODS}
         configs = {method: run.config for method, run in found.items()}
         assert configs["feature_probe"].epochs == 1
         assert {c.epochs for m, c in configs.items() if m != "feature_probe"} == {2}
@@ -143,8 +143,10 @@ def test_published_weights_take_the_place_of_a_pre_training(cache_dir, tmp_path)
     config.start = "imagenet"
     config.old.name, config.old.dir = "folder", "old"
     cells = compare.list_cells(config)
-    assert set(cells) == {(m, replay) for replay in (4, 0) for m in compare.METHODS}
-    for (method, replay), (run,) in cells.items():
+    assert set(cells) == {
+        (method, replay, "") for replay in (4, 0) for method in compare.METHODS
+    }
+    for (method, replay, _), (run,) in cells.items():
         assert not run.after
         assert run.config.init_from == "imagenet" * (method != "scratch")
         assert run.config.data.replay_dir == "old" * (replay > 0)
@@ -160,7 +162,7 @@ def test_what_is_replayed_beside_published_weights_is_a_folder(cache_dir):
     with pytest.raises(UserError, match=r"--config\.old\.dir=PATH, or"):
         compare.list_cells(config)
     config.replays = "0"
-    assert set(compare.list_cells(config)) == {("fdftnet", 0)}
+    assert set(compare.list_cells(config)) == {("fdftnet", 0, "")}
 
 
 def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):

@@ -223,7 +223,7 @@ def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
     config = ml_collections.ConfigDict(
         {
             "data": {"size": 100, "device_megabytes": 3, "view": "resize"},
-            "augment": {"jpeg": 0.0, "blur": 0.0},
+            "augment": {"jpeg": 0.0, "blur": 0.0, "rescale": 0.0},
         }
     )
     assert feed.fits_devices(config, 100)
@@ -231,7 +231,7 @@ def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
     config.data.view = "crops"
     assert not feed.fits_devices(config, 100)
     config.data.view = "resize"
-    for name in ("jpeg", "blur"):
+    for name in ("jpeg", "blur", "rescale"):
         config.augment[name] = 0.1
         assert not feed.fits_devices(config, 100)
         config.augment[name] = 0.0

@@ -27,6 +27,11 @@ _SPLIT_NAMES = {
 _CLASS_NAMES = {"real": "real", "fake": "fake", "0_real": "real", "1_fake": "fake"}
 
 
+def held_out(text: str) -> tuple[str, ...]:
+    """Reads the names of generators, with commas between them."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
 class File(NamedTuple):
     """A file found by `list_files`."""
 

@@ -55,6 +55,8 @@ at the threshold. `..._groups.csv` has the pooled rows.
 import csv
 import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,10 @@ def report(
         and robustness.report(
             scores, conditions, threshold, resamples=resamples, seed=seed
         ),
-        "notes": _notes(scores, calibration, rows, computed, bootstrap, pool=pool),
+        "notes": [
+            *_never_seen(scores, by_generator),
+            *_notes(scores, calibration, rows, computed, bootstrap, pool=pool),
+        ],
         "environment": scoring.environment(),
     }
 
@@ -230,6 +235,27 @@ def _pooled(
             videos, threshold, resamples=resamples, seed=seed
         ),
     }
+
+
+def _never_seen(scores: scoring.Scores, generators: dict[str, Any]) -> Iterator[str]:
+    """How generators fare that were held out of the training, against the others."""
+    others = [
+        of["auc"]["value"]
+        for name, of in generators.items()
+        if name not in scores.held_out
+    ]
+    for name in scores.held_out:
+        if name not in generators or not others:
+            continue
+        found, of_others = generators[name]["auc"], sum(others) / len(others)
+        low, high = found["interval"] or (math.nan, math.nan)
+        apart = found["value"] - of_others
+        worse = "a drop of" if apart < 0 else "a gain of"
+        yield (
+            f"never trained on: fakes of {name}, whose AUROC is {found['value']:.3f} "
+            f"({low:.3f} to {high:.3f}), {worse} {abs(apart):.3f} against the "
+            f"generators that were trained on ({of_others:.3f} in the mean)"
+        )
 
 
 def _notes(

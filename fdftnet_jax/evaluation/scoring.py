@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fdftnet_jax import datasets
-from fdftnet_jax.data import forgery_faces, pipeline, preprocess
+from fdftnet_jax.data import forgery_faces, pipeline, preprocess, splits
 from fdftnet_jax.evaluation import metrics
 from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
@@ -36,6 +36,7 @@ class Scores:
       logits: [n, 2] float32.
       records: path, group, generator and label of each image.
       own: whether these are the data that the run itself was trained with.
+      held_out: generators of these data that were left out of the training.
       encoded: the records with their images still encoded, as the data set has them;
         None where they are not at hand.
     """
@@ -47,6 +48,7 @@ class Scores:
     logits: np.ndarray
     records: list[dict[str, Any]]
     own: bool = True
+    held_out: tuple[str, ...] = ()
     encoded: pipeline.Records | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
@@ -126,6 +128,7 @@ class Network:
             self.logits(views),
             rows,
             owns(self._run, dataset),
+            splits.held_out(self._run.config.get("data", {}).get("held_out", "")),
             records,
         )
 

@@ -33,6 +33,7 @@ def write(
     text_columns: int = 1,
     figures: Sequence[page.Figure] = (),
     words: Mapping[str, str] | None = None,
+    more: page.Table | None = None,
 ) -> Path:
     """Writes `<stem>.html`.
 
@@ -47,6 +48,7 @@ def write(
       text_columns: how many of the first columns hold text.
       figures: below the table.
       words: further words and their meanings.
+      more: a second table, below the figures.
 
     Returns:
       Its path.
@@ -60,6 +62,8 @@ def write(
         parts = [page.Table("Scores on test images.", heads, rows, text_columns)]
     if figures:
         parts.append(page.Figures(figures))
+    if more:
+        parts.append(more)
     opening: list[page.Part] = [page.Text(text) for text in about]
     if notes:
         opening.append(page.Notes("Before you trust these numbers", notes))

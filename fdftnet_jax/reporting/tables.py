@@ -238,6 +238,7 @@ def write_records(
     rows: Sequence[Mapping[str, str]],
     notes: str,
     failures: Mapping[str, str],
+    more: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """Writes `<stem>.md` and `<stem>.csv` of rows that are text already.
 
@@ -247,11 +248,17 @@ def write_records(
       rows: column -> text, the same columns in each; none is a table to come.
       notes: below the table.
       failures: as for `write`.
+      more: rows of a second table, below the first in the Markdown.
 
     Returns:
       The Markdown.
     """
-    table = _markdown([[*rows[0]], *([*row.values()] for row in rows)] if rows else [])
+    table, second = (
+        _markdown([[*some[0]], *([*row.values()] for row in some)] if some else [])
+        for some in (rows, more)
+    )
+    if more:
+        notes = f"{notes}\n\n{second}"
     return _write(stem, f"# {title}\n\n{table}\n{notes}\n", _csv(rows), failures)
 
 

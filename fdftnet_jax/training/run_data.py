@@ -110,8 +110,10 @@ def prepare(config: ml_collections.ConfigDict, before: Lineage) -> RunData:
     split = config.data.train_split
     dataset = datasets.prepare(config.data, needed=(split, "validation"))
     own = _record(config.data, dataset)
-    train = [_drawn(dataset, split, config.data.shots, config.seed)]
-    validation = [_drawn(dataset, "validation", 0, config.seed)]
+    left_out = splits.held_out(config.data.held_out)
+    _check_held_out(dataset, split, left_out)
+    train = [_drawn(dataset, split, config.data.shots, config.seed, left_out)]
+    validation = [_drawn(dataset, "validation", 0, config.seed, left_out)]
     old = _replay(config, before, dataset, own)
     if old is None:
         return RunData(train, validation, _counted(own, train[0]))
@@ -223,13 +225,39 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         train[k] = dataclasses.replace(part, indices=indices, counts=counts)
 
 
+def _check_held_out(
+    dataset: forgery_faces.FaceDataset, split: str, left_out: Sequence[str]
+) -> None:
+    """Raises UserError where a generator is not there, or no other is."""
+    if not left_out:
+        return
+    made = {record["generator"] for record in dataset.source(split) if record["label"]}
+    if not set(left_out) < made:
+        missing = sorted(set(left_out) - made)
+        why = f"there is no {missing[0]!r}" if missing else "no other is left"
+        raise UserError(
+            f"data.held_out is {','.join(left_out)!r}, but {why} among the generators "
+            f"of {dataset.name}, split {split!r}: {', '.join(sorted(made)) or 'none'}"
+        )
+
+
 def _drawn(
-    dataset: forgery_faces.FaceDataset, split: str, shots: int, seed: int
+    dataset: forgery_faces.FaceDataset,
+    split: str,
+    shots: int,
+    seed: int,
+    left_out: Sequence[str] = (),
 ) -> Part:
     records, found = dataset.source(split), dataset.counts(split)
     indices = np.arange(len(records))
+    labels = pipeline.labels(records)
+    if left_out:
+        kept = [record["generator"] not in left_out for record in records]
+        indices = np.flatnonzero(kept)
+        found = (found[0], int(labels[indices].sum()))
     if shots:
-        indices, found = pipeline.draw_shots(pipeline.labels(records), shots, seed)
+        drawn, found = pipeline.draw_shots(labels[indices], shots, seed)
+        indices = indices[drawn]
         if min(found) < shots and split != "validation":
             say(
                 f"fewer than {shots} shots per class in the split {split!r} of "
