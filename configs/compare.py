@@ -20,9 +20,8 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     config = grid.get_config()
     config.backbone = model.model.backbone
     # What every method starts from: '' for a backbone that is pre-trained on the old
-    # forgery, or published weights or a file of them, as `init_from` of configs/base.py
-    # takes them. Then the old forgery is known by replay alone, and nothing of it can
-    # be forgotten.
+    # forgery, or published weights or a file of them, as `init_from` takes them. Then
+    # the old forgery is known by replay alone, and nothing of it can be forgotten.
     config.start = ""
     # Method -> number of seeds; 0 leaves it out. The methods are those of
     # experiments/compare.py.
@@ -44,7 +43,7 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     # Generators of the new forgery, with commas between them: each is held out of the
     # training in turn, by every method, and a second table says how it fares.
     config.hold_out = ""
-    # The data of both forgeries: fields of the section `data` of configs/base.py.
+    # The data of both forgeries: fields of the section `data` of training/defaults.py.
     config.old = grid.open_fields(base.get_config().data)
     config.new = grid.open_fields(base.get_config().data)
     config.old.name = config.new.name = model.data.name

@@ -17,6 +17,7 @@ and beta = 10; `pggan` and all others beta = 5 and, with `paper`, N = 2.
 import ml_collections
 
 from configs import base
+from fdftnet_jax.training import defaults
 
 
 def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
@@ -46,37 +47,8 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
         config.epochs = 60
         photographs = config.data.name != "toy"
         if recipe or (config.model.backbone == "efficientnet_lite0" and photographs):
-            _from_imagenet(config)
+            config.update_from_flattened_dict(defaults.FROM_IMAGENET)
     if config.model.backbone == "vit":
         # What its positions were trained for, or near it.
         config.data.size = 224
     return config
-
-
-def _from_imagenet(config: ml_collections.ConfigDict) -> None:
-    """Sets what detects on photographs, from weights that know photographs."""
-    config.init_from = "imagenet"
-    # Windows at native resolution: reducing a picture takes the traces away. Four score
-    # a picture of up to 256x256 whole.
-    config.data.size = 128
-    config.data.view = "crops"
-    config.data.crop_grid = 2
-    # The backbone's maps of small depth, too, which hold what is left of them.
-    config.model.taps = True
-    # All of it is trained from the start.
-    config.trainable = "all"
-    config.release_epoch = 0
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.backbone_rate = 1.0
-    config.optimizer.warmup_epochs = 3.0
-    config.epochs = 32
-    # Best is the last epoch, or nearly: nothing stops before the schedule ends.
-    config.patience = 32
-    # What messengers and social networks do to pictures.
-    config.augment.jpeg = 0.3
-    config.augment.rescale = 0.3
-    # The windows differ in every epoch: no warp, which interpolates, and no Cutout.
-    config.augment.zoom = config.augment.rotation = 0.0
-    config.augment.translation = config.augment.cutout_alpha = 0

@@ -11,8 +11,9 @@ its data and GPUs:
         --config.data.pggan.dir=PATH --config.data.deepfakes.dir=PATH \
         --config.data.face2face.dir=PATH
 
-Every field of configs/base.py can be set, for one phase (--config.pretrain.NAME=VALUE,
---config.finetune.NAME=VALUE) or for both (--config.both.NAME=VALUE).
+Every field of training/defaults.py can be set, for one phase
+(--config.pretrain.NAME=VALUE, --config.finetune.NAME=VALUE) or for both
+(--config.both.NAME=VALUE).
 """
 
 import ml_collections

@@ -34,7 +34,7 @@ def prepare(
 
 
 def list_levels(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-    """What the levels are called -> fields of `configs/base.py` and their values.
+    """What the levels are called -> fields of `training/defaults.py` and their values.
 
     Raises:
       UserError: there is no such field, a value is not of its type, or the names do not

@@ -3,7 +3,7 @@ r"""Fine-tunes FDFtNet on the backbone of a pre-training run.
     python -m experiments.finetune --config=configs/finetune.py:squeezenet,folder \
         --config.data.dir=PATH --config.init_from=runs/base --workdir=runs/fdft
 
-PATH holds real/ and fake/. Every field of configs/base.py is a flag,
+PATH holds real/ and fake/. Every field of training/defaults.py is a flag,
 --config.NAME=VALUE. The same command goes on where it stopped.
 """
 

@@ -23,7 +23,7 @@ flags.disclaim_key_flags()
 def run(
     main: Callable[[], Any],
     default_config: str = "",
-    fields: str = "configs/base.py",
+    fields: str = "fdftnet_jax/training/defaults.py",
 ) -> None:
     """Parses the flags, runs `main` and ends the process (see `launch.finish`).
 

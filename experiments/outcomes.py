@@ -20,8 +20,8 @@ class GridRun:
 
     Attributes:
       name: its folder below the grid's, and its name for the user.
-      config: all fields of `configs/base.py`; `grid.execute` sets `init_from` where
-        there is `after`.
+      config: all fields of `training/defaults.py`; `grid.execute` sets `init_from`
+        where there is `after`.
       after: name of the run, earlier in the list, whose backbone this one starts from.
       scored: what its best checkpoint is scored on: for each title the fields of
         `config.data` that replace the run's own; always the test split.

@@ -62,7 +62,7 @@ def phase_config(
       config: of the grid, all fields of `configs/grid.py`.
       phase: 'pretrain' or 'finetune'.
       backbone: a name, or MODULE:ATTRIBUTE.
-      dataset: a name of data that `configs/base.py` knows.
+      dataset: a name of data that `training/defaults.py` knows.
       seed: of the run.
       changes: further values by dotted name.
 
@@ -130,7 +130,7 @@ def finetuning(
 
 
 def read_value(field: str, text: str) -> Any:
-    """Reads a value of a field of `configs/base.py`.
+    """Reads a value of a field of `training/defaults.py`.
 
     Raises:
       UserError: there is no such field, or the text is no such value.
@@ -141,7 +141,7 @@ def read_value(field: str, text: str) -> Any:
         defaults = defaults.get(section, {})
     default = defaults.get(name)
     if default is None or isinstance(default, ml_collections.ConfigDict):
-        raise UserError(f"no config key {field!r}; see configs/base.py")
+        raise UserError(f"no config key {field!r}; see training/defaults.py")
     if isinstance(default, bool):
         choices = {"true": True, "false": False}
         if text.lower() in choices:
@@ -150,5 +150,6 @@ def read_value(field: str, text: str) -> Any:
         with contextlib.suppress(ValueError):
             return type(default)(text)
     raise UserError(
-        f"{field} is {text!r}: expected a value like {default!r}; see configs/base.py"
+        f"{field} is {text!r}: expected a value like {default!r}; see "
+        "training/defaults.py"
     )

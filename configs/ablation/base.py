@@ -14,8 +14,8 @@ def get_config(name: str, varies: str, levels: str) -> ml_collections.ConfigDict
 
     Args:
       name: of the ablation and its files.
-      varies: the field of configs/base.py that varies in fine-tuning; several that vary
-        together have a slash between them.
+      varies: the field of training/defaults.py that varies in fine-tuning; several
+        that vary together have a slash between them.
       levels: comma list of its values, with the same slashes.
     """
     config = grid.get_config()
@@ -25,7 +25,8 @@ def get_config(name: str, varies: str, levels: str) -> ml_collections.ConfigDict
     config.dataset = "toy"
     # Of the files that are written.
     config.name = name
-    # A field of configs/base.py for fine-tuning, or several with a slash between them.
+    # A field of training/defaults.py for fine-tuning, or several with a slash between
+    # them.
     config.varies = varies
     # Comma list of its values, with the same slashes.
     config.levels = levels

@@ -69,7 +69,7 @@ def prepare(config: ml_collections.ConfigDict, mode: str) -> Work:
     """Makes the step of a config with new weights and random images.
 
     Args:
-      config: all fields of `configs/base.py`; FDFtNet needs no `init_from` here.
+      config: all fields of `training/defaults.py`; FDFtNet needs no `init_from` here.
       mode: one of `MODES`; all but 'infer' train.
 
     Raises:

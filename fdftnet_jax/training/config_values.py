@@ -82,8 +82,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that no run can have.
 
     Args:
-      config: all fields of `configs/base.py`. (The rules on a folder's paths and the
-        names of backbones are checked where they are used.)
+      config: all fields of `training/defaults.py`. (The rules on a folder's paths and
+        the names of backbones are checked where they are used.)
     """
     checks.check(config, _RANGES, _CHOICES)
     if config.data.replay_dir and not config.data.replay:

@@ -40,7 +40,7 @@ class Images:
         """Opens the images.
 
         Args:
-          config: all fields of `configs/base.py`.
+          config: all fields of `training/defaults.py`.
           data: which images they are.
           preprocessing: between a decoded image and the network.
         """

@@ -36,7 +36,7 @@ def fit(
     """Fits the dense layer on the features of the training images.
 
     Args:
-      config: all fields of `configs/base.py`.
+      config: all fields of `training/defaults.py`.
       training: of a network of the kind 'linear'.
       checked: passes batches on, until a signal stops the training.
 

@@ -40,7 +40,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
     the middle of an epoch too.
 
     Args:
-      config: all fields of `configs/base.py`.
+      config: all fields of `training/defaults.py`.
       workdir: of the run (see `run`); one training at a time may write to it. All
         processes of a training (see `processes`) share it.
 

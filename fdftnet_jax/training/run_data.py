@@ -101,7 +101,7 @@ def prepare(config: ml_collections.ConfigDict, before: Lineage) -> RunData:
     """Prepares the data of a run.
 
     Args:
-      config: all fields of `configs/base.py`.
+      config: all fields of `training/defaults.py`.
       before: what the weights that the run starts from have seen.
 
     Raises:

@@ -55,7 +55,7 @@ def network(
     """Builds the network of a config.
 
     Args:
-      config: all fields of `configs/base.py`.
+      config: all fields of `training/defaults.py`.
       saved: the checkpoint from which the training goes on, None where it begins.
 
     Raises:
@@ -115,7 +115,7 @@ def prepare(
     """Sets up the training of a config, or of what a checkpoint goes on from.
 
     Args:
-      config: all fields of `configs/base.py`.
+      config: all fields of `training/defaults.py`.
       run: of the training.
       saved: what its latest checkpoint says, None for a new training.
 
