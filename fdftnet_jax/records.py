@@ -81,6 +81,36 @@ class TrainedOn:
             faces=values["faces"],
         )
 
+    @classmethod
+    def of_card(
+        cls,
+        described: Mapping[str, Any],
+        data: Mapping[str, Any],
+        faces: Mapping[str, Any] | None,
+    ) -> "TrainedOn":
+        """What a detector's card says of a data set, which names no folder's place.
+
+        Args:
+          described: of the card's `trained_on`.
+          data: the section `data` of the card's config, for what that leaves open.
+          faces: of the card.
+        """
+        kind, _, family = described["name"].partition("-")
+        own = {
+            "name": kind,
+            "train_split": described["split"],
+            "shots": described["shots"],
+            "dir": described["folder"],
+        }
+        own |= {"family": family} if family else {}
+        return cls(
+            data={**data, **own},
+            fingerprint=described["fingerprint"],
+            directory=described["folder"],
+            counts=(described["real"], described["fake"]),
+            faces=faces,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON."""
         return {
@@ -199,7 +229,7 @@ class CheckpointRecord:
         """Rebuilds what `to_dict` gave, with the digests that a checkpoint adds."""
         weights = meta["weights"]
         if weights is not None:
-            weights = WeightsInfo(**{**weights, "left_out": tuple(weights["left_out"])})
+            weights = WeightsInfo.from_dict(weights)
         return cls(
             model=meta["model"],
             preprocessing=Preprocessing.from_dict(meta["preprocessing"]),

@@ -33,6 +33,8 @@ FORMAT_VERSION = 2
 TOY = "toy"
 _TOY_FILE = Path(__file__).parent / "toy.safetensors"
 _ENTRY = "fdftnet_detector"
+# Of a file that may be something else: bytes of its header that are looked at.
+_LONGEST_HEADER = 2**24
 # Of the digest while it is computed.
 _BLANK = "0" * 64
 
@@ -75,6 +77,16 @@ def locate(path: str | os.PathLike[str]) -> Path:
     if os.fspath(path) == TOY and not os.path.exists(TOY):
         return _TOY_FILE
     return Path(path)
+
+
+def is_detector(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says of itself that it is a detector, of whatever version."""
+    path = locate(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return f'"{_ENTRY}"'.encode() in stream.read(min(length, _LONGEST_HEADER))
 
 
 class Contents(NamedTuple):

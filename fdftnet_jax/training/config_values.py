@@ -70,6 +70,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "model.taps": (False, True),
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
+    "init_heads": (False, True),
     "trainable": freezing.PHASES,
     "optimizer.name": optimizer.NAMES,
     "dtype": registry.DTYPES,

@@ -156,11 +156,15 @@ def get_config() -> ml_collections.ConfigDict:
     # several depths are classified, too.
     config.model.taps = False
 
-    # Where the backbone comes from: the workdir of an earlier run (its best one); a
-    # file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch state dict as
-    # .safetensors or .pth; or 'imagenet', 'clip' or 'dinov2', published weights of the
-    # backbone. '' starts pre-training from new weights; fdftnet needs one.
+    # Where the backbone comes from: the workdir of an earlier run (its best one), or a
+    # detector's file; a file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch
+    # state dict as .safetensors or .pth; or 'imagenet', 'clip' or 'dinov2', published
+    # weights of the backbone. '' starts pre-training from new weights; fdftnet needs
+    # one.
     config.init_from = ""
+    # From a run or a detector of the same network: start with all its layers, not with
+    # its backbone alone.
+    config.init_heads = False
     # Start from new weights all the same: init_from names the data of replay alone.
     config.new_weights = False
     # What is trained: 'all', or 'head' (everything but the backbone).

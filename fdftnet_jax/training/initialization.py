@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from fdftnet_jax import checkpoint
 from fdftnet_jax.data import caches, preprocess, splits
+from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.records import CheckpointRecord, Lineage, TrainedOn
@@ -36,6 +38,7 @@ class Start:
       weights: the file that the backbone comes from in the end, None where it was
         trained from new weights.
       backbone: its `params` and `batch_stats`, None for new ones.
+      heads: those of the whole network, None where only the backbone is taken.
       path: where the backbone was read.
     """
 
@@ -44,6 +47,7 @@ class Start:
     lineage: Lineage = dataclasses.field(default_factory=Lineage)
     weights: pretrained.WeightsInfo | None = None
     backbone: dict[str, Any] | None = None
+    heads: dict[str, Any] | None = None
     path: str = ""
 
     @classmethod
@@ -63,7 +67,7 @@ class Start:
 
 
 def start(config: ml_collections.ConfigDict) -> Start:
-    """Reads what `config.init_from` names: a run, a file of weights, or published ones.
+    """Reads what `config.init_from` names: a run, a detector, or a file of weights.
 
     Raises:
       UserError: there is no such run or file, it does not fit the config, or FDFtNet
@@ -82,6 +86,8 @@ def start(config: ml_collections.ConfigDict) -> Start:
                 "--config.init_from=imagenet"
             )
         found = Start()
+    elif file.is_detector(config.init_from):
+        return _detector(config)
     elif by_name or pretrained.is_weights_file(config.init_from):
         path = os.path.abspath(config.init_from)
         if by_name:
@@ -97,6 +103,11 @@ def start(config: ml_collections.ConfigDict) -> Start:
         )
     else:
         return _run(config)
+    if config.init_heads:
+        raise UserError(
+            f"init_heads takes all layers of a network, and {config.init_from!r} is no "
+            "run and no detector: give one with --config.init_from=PATH"
+        )
     # The scaling of weights from elsewhere is what their kind expects; theirs may not.
     return dataclasses.replace(found, scaling=config.data.scaling or found.scaling)
 
@@ -104,13 +115,70 @@ def start(config: ml_collections.ConfigDict) -> Start:
 def _run(config: ml_collections.ConfigDict) -> Start:
     with Run(config.init_from) as run:
         record, variables, latest = run.best, run.variables, run.latest()
-    name = record.model["backbone"]
+    if latest is not None and not latest.progress.finished:
+        warnings.warn(
+            f"{config.init_from} has not finished: taking its best backbone so far",
+            stacklevel=3,
+        )
+    for data_set in record.lineage:
+        _check_same_splits(data_set, config)
+    start = Start.of(record)
+    return _trained(config, start, record.model, record.preprocessing, variables)
+
+
+def _detector(config: ml_collections.ConfigDict) -> Start:
+    contents = file.read(config.init_from)
+    try:
+        card = contents.card
+        arrays = {
+            name: array.astype(np.float32)
+            for name, array in contents.arrays.items()
+            if name.startswith(("params/", "batch_stats/"))
+        }
+        start = Start(
+            variant=card["model"].get("variant", ""),
+            scaling=card["preprocessing"]["scaling"],
+            lineage=Lineage(
+                tuple(
+                    TrainedOn.of_card(of, card["config"]["data"], card["faces"])
+                    for of in card["trained_on"]
+                )
+            ),
+            weights=card["weights"]
+            and pretrained.WeightsInfo.from_dict(card["weights"]),
+        )
+        trained = preprocess.Preprocessing.from_dict(card["preprocessing"])
+        variables = network.nested(arrays)
+        return _trained(config, start, card["model"], trained, variables)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise file.tampered(config.init_from, error) from error
+
+
+def _trained(
+    config: ml_collections.ConfigDict,
+    start: Start,
+    model: Mapping[str, Any],
+    trained: preprocess.Preprocessing,
+    variables: dict[str, Any],
+) -> Start:
+    """The start with the weights of a trained network, as far as the config takes them.
+
+    Args:
+      config: of the new run.
+      start: what is known of the network.
+      model: what it was made from.
+      trained: its preprocessing.
+      variables: its `params` and `batch_stats`.
+
+    Raises:
+      UserError: the config asks for something else.
+    """
+    name = model["backbone"]
     if name != config.model.backbone:
         raise UserError(
             f"{config.init_from} holds the backbone {name!r}, the config asks for "
             f"{config.model.backbone!r}: use the config of the same backbone"
         )
-    trained = record.preprocessing
     # View, decoding and size are a new run's own choice.
     if config.data.scaling not in ("", trained.scaling):
         raise UserError(
@@ -121,20 +189,16 @@ def _run(config: ml_collections.ConfigDict) -> Start:
         warnings.warn(
             f"{config.init_from} was trained at {trained.size}x{trained.size} pixels, "
             f"this run takes {config.data.size}x{config.data.size}",
-            stacklevel=3,
+            stacklevel=4,
         )
-    if latest is not None and not latest.progress.finished:
-        warnings.warn(
-            f"{config.init_from} has not finished: taking its best backbone so far",
-            stacklevel=3,
-        )
-    for data_set in record.lineage:
-        _check_same_splits(data_set, config)
-    if record.model["kind"] in registry.ON_BACKBONE:
-        variables = {name: tree.get("backbone", {}) for name, tree in variables.items()}
-    backbone = None if config.new_weights else variables
+    backbone = variables
+    if model["kind"] in registry.ON_BACKBONE:
+        backbone = {part: tree.get("backbone", {}) for part, tree in variables.items()}
     return dataclasses.replace(
-        Start.of(record), backbone=backbone, path=config.init_from
+        start,
+        backbone=None if config.new_weights else backbone,
+        heads=variables if config.init_heads else None,
+        path=config.init_from,
     )
 
 
@@ -195,7 +259,12 @@ def initialise(
             f"{described['backbone']} has variables {sorted(other)}: expected only "
             "params and batch_stats, which are all that training keeps"
         )
-    if start.backbone is not None:
+    if start.heads is not None:
+        for collection, tree in variables.items():
+            found = start.heads.get(collection, {})
+            checkpoint.check_fits(found, tree, f"the network in {start.path}")
+            variables[collection] = found
+    elif start.backbone is not None:
         for collection, layers in expected.items():
             found = start.backbone[collection]
             found = {name: found[name] for name in found if name in layers}

@@ -27,7 +27,7 @@ import functools
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ class WeightsInfo:
     variant: str
     scaling: str
     left_out: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WeightsInfo":
+        """Rebuilds what `dataclasses.asdict` gave, from JSON too."""
+        return cls(**{**values, "left_out": tuple(values["left_out"])})
 
 
 @dataclasses.dataclass(frozen=True)
