@@ -177,6 +177,20 @@ def _classes(root: Path, present: Sequence[str]) -> dict[str, str]:
     return _named(root, present, _CLASS_NAMES)
 
 
+def class_folders(directory: str | os.PathLike[str]) -> dict[str, Path]:
+    """The folders of the classes that lie directly in a folder, by class.
+
+    Raises:
+      UserError: the folder cannot be read, or has two for one class.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"expected a folder with real/ and fake/, found no {root}")
+    with readable(root):
+        names = _classes(root, _folders(root))
+    return {name: root / folder for name, folder in names.items()}
+
+
 def _named(
     root: Path, present: Sequence[str], usual: Mapping[str, str]
 ) -> dict[str, str]:

@@ -1,0 +1,276 @@
+"""From two folders to a detector's file, on a small network and toy pictures."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_runs
+from PIL import Image
+from sklearn import metrics
+
+from fdftnet_jax import adaptation, cli
+from fdftnet_jax.data import toy
+from fdftnet_jax.detector import detector, export, file
+from fdftnet_jax.errors import UserError
+from fdftnet_jax.run import Run
+
+EACH = 60
+
+
+def _fill(folder, family, first, number=EACH):
+    """`number` pictures of a family, or real ones."""
+    folder.mkdir(parents=True)
+    for index in range(first, first + number):
+        if family == "real":
+            pixels = toy.real_image(0, index)
+        else:
+            pixels = toy.fake_image(family, 0, index)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Folders of a new forgery, and of an old one with real/ and fake/."""
+    folder = tmp_path_factory.mktemp("pictures")
+    _fill(folder / "mine" / "real", "real", 0)
+    _fill(folder / "mine" / "fake", "blended", 0)
+    _fill(folder / "before" / "Real", "real", 1000)
+    _fill(folder / "before" / "Fake", "upsampled", 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, cache_dir):
+    """A detector of a small network, which knows the toy."""
+    folder = tmp_path_factory.mktemp("old")
+    base = small_runs.run(small_runs.config(cache_dir, epochs=1), folder / "base")
+    config = small_runs.config(cache_dir, base, epochs=1)
+    with Run(small_runs.run(config, folder / "tuned")) as run:
+        export.write(run, folder / "old.safetensors")
+    return folder / "old.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("xdg")))
+        yield
+
+
+def options(pictures, out, start="imagenet", **changes):
+    given = {
+        "real": str(pictures / "mine" / "real"),
+        "fake": str(pictures / "mine" / "fake"),
+        "out": str(out),
+        "start": str(start),
+        "epochs": 1,
+    }
+    return adaptation.Options(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def adapted(pictures, start, tmp_path_factory):
+    """(folder, what was printed) of an adaptation with an old forgery."""
+    folder = tmp_path_factory.mktemp("adapted")
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *texts, **_: lines.extend(texts))
+        code = adaptation.adapt(
+            options(
+                pictures, folder / "new.safetensors", start, **_kept(pictures, folder)
+            )
+        )
+    assert code == 0
+    return folder, "\n".join(lines)
+
+
+def _kept(pictures, folder):
+    return {"old": (str(pictures / "before"),), "workdir": str(folder / "work")}
+
+
+def _scores(folder, name):
+    """Paths, labels and logits of an evaluation of the run."""
+    (path,) = (folder / "work" / "run" / "evaluation").glob(f"{name}*_scores.csv")
+    with path.open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    labels = [int(row["label"]) for row in rows]
+    return [row["path"] for row in rows], labels, [float(row["logit"]) for row in rows]
+
+
+def test_the_file_is_the_detector_that_was_tested(adapted):
+    folder, _ = adapted
+    found = detector.load(folder / "new.safetensors")
+    paths, _, logits = _scores(folder, "mine")
+    scores = found.score([str(folder / "work" / "data" / "mine" / p) for p in paths])
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-np.array(logits))), atol=2e-4)
+    names = [data_set["folder"] for data_set in found.card["trained_on"]]
+    assert names[:2] == ["mine", "old"]
+    page = (folder / "new.report.html").read_text()
+    assert "Report on a forgery detector" in page
+
+
+def test_the_table_has_both_before_and_after(adapted, start):
+    folder, printed = adapted
+    known = detector.load(start)
+    for name, called in (("mine", "mine"), ("old", "before")):
+        paths, labels, logits = _scores(folder, name)
+        after = metrics.roc_auc_score(labels, logits)
+        pictures = [str(folder / "work" / "data" / name / path) for path in paths]
+        before = metrics.roc_auc_score(labels, known.score(pictures))
+        (line,) = [x for x in printed.splitlines() if x.startswith(f"{called} ")]
+        sizes = [str(labels.count(0)), str(labels.count(1))]
+        assert line.split()[1:5] == [*sizes, f"{before:.3f}", f"{after:.3f}"]
+        assert f"{after - before:+.3f}" in line
+
+
+def test_most_pictures_train_and_some_are_kept_for_the_test(adapted):
+    folder, _ = adapted
+    with Run(folder / "work" / "run") as run:
+        lineage, config = run.best.lineage, run.config
+    trained = sum(lineage.latest.counts)
+    paths, _, _ = _scores(folder, "mine")
+    assert 0.55 < trained / (2 * EACH) < 0.85
+    assert len(paths) > 0 and trained + len(paths) <= 2 * EACH
+    assert config["init_heads"] and config["class_balance"] == "weights"
+
+
+def test_the_same_command_again(adapted, pictures, start):
+    """What is finished is not trained again; a file is replaced where that is asked."""
+    folder, _ = adapted
+    out, kept = folder / "new.safetensors", _kept(pictures, folder)
+    with pytest.raises(UserError, match=r"new\.safetensors exists"):
+        adaptation.adapt(options(pictures, out, start, **kept))
+    history = (folder / "work" / "run" / "history.csv").read_bytes()
+    known = detector.load(out).variables
+    assert adaptation.adapt(options(pictures, out, start, replace=True, **kept)) == 0
+    assert (folder / "work" / "run" / "history.csv").read_bytes() == history
+    again = detector.load(out).variables
+    np.testing.assert_array_equal(
+        again["params"]["classifier"]["kernel"],
+        known["params"]["classifier"]["kernel"],
+    )
+
+
+def test_what_is_forgotten_keeps_the_file_from_being_written(
+    adapted, pictures, start, monkeypatch, capsys
+):
+    folder, _ = adapted
+    monkeypatch.setattr(adaptation, "judge", lambda *_: ["before may have lost 0.1"])
+    out, kept = folder / "forgotten.safetensors", _kept(pictures, folder)
+    assert adaptation.adapt(options(pictures, out, start, **kept)) == 4
+    assert not out.exists() and "--force" in capsys.readouterr().err
+    assert adaptation.adapt(options(pictures, out, start, force=True, **kept)) == 0
+    assert out.exists()
+
+
+def _tested(number, loss, *, old=True):
+    """`number` pictures a class; before all are right, after a share of fakes wrong."""
+    labels = np.repeat([0, 1], number)
+    before = np.stack([np.zeros(2 * number), np.where(labels, 2.0, -2.0)], 1)
+    after = before.copy()
+    after[number : number + round(loss * number), 1] = -3.0
+    groups = np.arange(2 * number).astype(str)
+    return adaptation.Tested("set", old, labels, groups, after, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "loss", "old", "forgotten"),
+    [
+        (200, 0.0, True, False),
+        (200, 0.1, True, True),
+        # A loss of 1 %, whose interval reaches beyond 2 %; with more pictures it ends
+        # before.
+        (200, 0.01, True, True),
+        (2000, 0.01, True, False),
+        (200, 0.5, False, False),
+    ],
+)
+def test_the_bound_is_that_of_the_interval(number, loss, old, forgotten):
+    found = adaptation.judge([_tested(number, loss, old=old)], 0.02)
+    assert bool(found) == forgotten
+
+
+def test_few_pictures_cannot_tell(capsys):
+    assert adaptation.judge([_tested(99, 0.5)], 0.02) == []
+    assert "99 test pictures of a class cannot tell" in capsys.readouterr().err
+
+
+def test_mistakes(pictures, start, tmp_path):
+    few = _fill(tmp_path / "few", "real", 0, number=3)
+    (tmp_path / "empty").mkdir()
+    mine = str(pictures / "mine" / "real")
+    for changes, message in (
+        ({"fake": str(tmp_path / "empty")}, "has 0 pictures: expected 20 or more"),
+        ({"fake": str(few)}, "has 3 pictures: expected 20 or more"),
+        ({"fake": mine}, "are the same folder"),
+        ({"fake": str(tmp_path / "none")}, "at --fake, found no"),
+        ({"old": (str(few),)}, "to hold real/ and fake/, found neither"),
+        ({"start": str(few / "0.png")}, "to start from, found"),
+        ({"out": str(start), "replace": True}, "is also an input"),
+    ):
+        given = options(pictures, tmp_path / "new.safetensors", start)
+        with pytest.raises(UserError, match=message):
+            adaptation.adapt(adaptation.dataclasses.replace(given, **changes))
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_workdir_of_other_folders(adapted, pictures, start):
+    folder, _ = adapted
+    given = {"workdir": str(folder / "work"), "real": str(pictures / "before" / "Real")}
+    with pytest.raises(UserError, match="is of another adaptation"):
+        adaptation.adapt(options(pictures, folder / "x.safetensors", start, **given))
+
+
+def test_a_detector_of_faces(pictures, start, tmp_path, monkeypatch):
+    contents = file.read(start)
+    contents.card["faces"] = {"margin": 0.3}
+    monkeypatch.setattr(file, "read", lambda path: contents)
+    with pytest.raises(UserError, match=r"cut out by experiments\.prepare_faces"):
+        adaptation.adapt(options(pictures, tmp_path / "new.safetensors", start))
+
+
+def test_the_command_line_gives_the_options():
+    given = cli.parser().parse_args(
+        [
+            "adapt",
+            "--real",
+            "R",
+            "--fake",
+            "F",
+            "--out",
+            "O",
+            "--old",
+            "A",
+            "--old",
+            "B",
+            "--from",
+            "S",
+            "--seed",
+            "3",
+        ]
+    )
+    assert adaptation.Options.of(given) == adaptation.Options(
+        "R", "F", "O", start="S", old=("A", "B"), seed=3
+    )
+
+
+def test_it_needs_the_package_alone(tmp_path):
+    """The configs and experiments of a checkout are not in an installed package."""
+    program = (
+        "import sys\n"
+        "from fdftnet_jax import adaptation\n"
+        "print({n.split('.')[0] for n in sys.modules} & {'configs', 'experiments'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
