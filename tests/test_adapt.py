@@ -144,10 +144,10 @@ def test_the_same_command_again(adapted, pictures, start):
     out, kept = folder / "new.safetensors", _kept(pictures, folder)
     with pytest.raises(UserError, match=r"new\.safetensors exists"):
         adaptation.adapt(options(pictures, out, start, **kept))
-    history = (folder / "work" / "run" / "history.csv").read_bytes()
+    history = Run(folder / "work" / "run").history()
     known = detector.load(out).variables
     assert adaptation.adapt(options(pictures, out, start, replace=True, **kept)) == 0
-    assert (folder / "work" / "run" / "history.csv").read_bytes() == history
+    assert Run(folder / "work" / "run").history() == history
     again = detector.load(out).variables
     np.testing.assert_array_equal(
         again["params"]["classifier"]["kernel"],
