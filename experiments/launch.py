@@ -91,6 +91,10 @@ def run_training(default_config: str) -> None:
         options = calibration.Options.of(config.to_dict())
         with Run(workdir.value) as trained:
             calibration.for_run(trained, options)
+        processes.say(
+            f"next: python -m experiments.evaluate --workdir={workdir.value} "
+            "--split=test"
+        )
 
     run(main, default_config)
 

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,13 +150,13 @@ def adapt(options: Options) -> int:
         calibrated = calibration.for_run(run)
         network = scoring.Network(run)
         before = _detector_before(options.start)
-        dataset = scoring.open_data(run, "test")
+        dataset = _open_tests(run)
         scores = network.score(dataset, "test")
         tested = [_tested(scores, before and before(dataset))]
         found = results.report(scores, calibrated)
         results.write(found, scores, calibrated, run)
         if options.old:
-            dataset = scoring.open_data(run, "test", {"dir": config.data.replay_dir})
+            dataset = _open_tests(run, config.data.replay_dir)
             of_old = network.score(dataset, "test")
             tested += _by_folder(of_old, before and before(dataset))
             results.write(results.report(of_old, calibrated), of_old, calibrated, run)
@@ -352,6 +353,14 @@ def _detector_before(
             return scoring.Network(run).score(dataset, "test").logits
 
     return by_run
+
+
+def _open_tests(run: Run, folder: str = "") -> forgery_faces.FaceDataset:
+    """The run's own data set or that of a folder, whose test split is scored."""
+    with warnings.catch_warnings():
+        # What is wrong with the pictures was said before the training.
+        warnings.simplefilter("ignore")
+        return scoring.open_data(run, "test", {"dir": folder} if folder else None)
 
 
 def _tested(scores: scoring.Scores, before: np.ndarray | None) -> Tested:

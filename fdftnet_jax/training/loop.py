@@ -67,10 +67,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
                 return
         training = setup.prepare(config, run, saved)
         progress = _Loop(config, run, training).run()
-    say(
-        f"finished after {progress.epoch} epochs; {_best(progress)}; next: "
-        f"python -m experiments.evaluate --workdir={workdir} --split=test"
-    )
+    say(f"finished after {progress.epoch} epochs; {_best(progress)}")
 
 
 class _Loop:
