@@ -129,8 +129,9 @@ def test_a_finished_training_is_calibrated(pretrained, cache_dir, tmp_path):
     for more, rule in (([], "eer"), (["--config.calibration.rule=fpr"], "fpr")):
         ended = start("-c", code, f"--workdir={workdir}", *given, *more)
         assert ended.returncode == 0, ended.stderr
-        finished, calibrated = ended.stderr.splitlines()
+        finished, calibrated, next_ = ended.stderr.splitlines()
         assert "is finished" in finished
+        assert next_.startswith("next: python -m experiments.evaluate --workdir=")
         assert calibrated.startswith("calibrated on 18 validation images")
         found = json.loads((workdir / "calibration.json").read_text())
         assert found["rule"] == rule
