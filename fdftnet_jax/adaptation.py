@@ -250,6 +250,7 @@ def _start_from(start: str, config: ml_collections.ConfigDict) -> None:
     config.data.size, config.data.view = trained.size, trained.view
     if trained.view == "crops":
         config.data.crop_grid = trained.grid
+        config.data.crop_mirror = trained.mirror
     if model["kind"] in registry.ON_BACKBONE:
         # The same network goes on, with all its layers.
         config.init_heads = True

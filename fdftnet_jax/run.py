@@ -123,6 +123,7 @@ class Run:
             "optimizer.weight_decay": 0.0,
             "augment.rescale": 0.0,
             "data.held_out": "",
+            "data.crop_mirror": False,
             "init_heads": False,
         }
         old = before | old

@@ -45,6 +45,29 @@ def test_a_grid_of_one_is_the_centre():
     assert corners(crops(size=8, grid=1)(numbered(20, 31))) == [(6, 11)]
 
 
+def test_mirrored_windows_follow_the_others():
+    plain = crops(size=8, grid=2)
+    mirrored = preprocess.Preprocessing(view="crops", size=8, grid=2, mirror=True)
+    image = numbered(20, 31)
+    windows = mirrored(image)
+    np.testing.assert_array_equal(windows[:4], plain(image))
+    np.testing.assert_array_equal(windows[4:], np.flip(windows[:4], axis=2))
+    assert len(windows) == mirrored.number == 2 * plain.number
+    assert preprocess.Preprocessing.from_dict(mirrored.to_dict()) == mirrored
+    before = {k: v for k, v in plain.to_dict().items() if k != "mirror"}
+    assert preprocess.Preprocessing.from_dict(before) == plain
+    rng = np.random.default_rng(0)
+    assert_whole(mirrored.random_view(image, rng), 8)
+
+
+def test_a_mirrored_picture_has_the_same_score():
+    """As the mean over the views: they are the same ones, in another order."""
+    mirrored = preprocess.Preprocessing(view="crops", size=8, grid=2, mirror=True)
+    image = numbered(20, 30)
+    views = [{v.tobytes() for v in mirrored(i)} for i in (image, image[:, ::-1])]
+    assert views[0] == views[1]
+
+
 def test_random_windows_lie_anywhere():
     preprocessing = crops(size=8)
     rng = np.random.default_rng(0)

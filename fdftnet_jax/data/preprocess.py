@@ -78,6 +78,7 @@ class Preprocessing:
       filter: 'bilinear', antialiased.
       grid: of 'crops', the windows along each axis that an image is scored by, evenly
         from edge to edge.
+      mirror: of 'crops', whether an image is scored by each of them mirrored, too.
       scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
       decoding: one of `images.DECODINGS`, for `images.read`; 'srgb' shows colours as a
         viewer does, 'stored' is what a record without this field stands for.
@@ -92,6 +93,7 @@ class Preprocessing:
     scaling: str = "minus_one_one"
     grid: int = 1
     decoding: str = "srgb"
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         known: dict[str, Iterable[str]] = {
@@ -136,14 +138,23 @@ class Preprocessing:
           image: [h, w, 3] uint8 RGB.
 
         Returns:
-          [size, size, 3] uint8 RGB, or for 'crops' [grid^2, size, size, 3], row by row.
+          [size, size, 3] uint8 RGB, or for 'crops' [number, size, size, 3], row by row,
+          then the mirrored ones (see `number`).
         """
         if self.view == "resize":
             return _resize(image, self.size, self.size, self.filter)
         image = self._large_enough(image)
         tops, lefts = (self._places(length) for length in image.shape[:2])
         corners = itertools.product(tops, lefts)
-        return np.stack([self._window(image, *corner) for corner in corners])
+        windows = [self._window(image, *corner) for corner in corners]
+        if self.mirror:
+            windows += [window[:, ::-1] for window in windows]
+        return np.stack(windows)
+
+    @property
+    def number(self) -> int:
+        """The number of views that an image is scored by."""
+        return self.grid**2 * (1 + self.mirror) if self.view == "crops" else 1
 
     def random_view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A view to train on: of 'crops', one window anywhere in the image.

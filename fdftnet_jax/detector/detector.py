@@ -223,7 +223,7 @@ class Detector:
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
-        count = max(1, batch_size // self._views_each())
+        count = max(1, batch_size // self.preprocessing.number)
         logits = [
             self.logits(np.stack([self._view(image) for image in chunk]))
             for chunk in _chunks(images, count)
@@ -348,10 +348,6 @@ class Detector:
                 f"{image.dtype}; give such arrays, or paths of image files"
             )
         return self.preprocessing(image)
-
-    def _views_each(self) -> int:
-        crops = self.preprocessing.view == "crops"
-        return self.preprocessing.grid**2 if crops else 1
 
 
 def _number(value: Any) -> float:

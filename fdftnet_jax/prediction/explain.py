@@ -154,7 +154,7 @@ def _shown_and_scored(
     image: np.ndarray, detector: Any
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The face as it is shown and as the network sees it, and a note."""
-    views = detector.preprocessing(image)
+    views = dataclasses.replace(detector.preprocessing, mirror=False)(image)
     if views.ndim == 3:
         larger = dataclasses.replace(detector.preprocessing, size=_SIDE)
         return larger(image), views, ""

@@ -197,8 +197,8 @@ def _examples(shown: Shown) -> list[int]:
 
 def _view(image: np.ndarray, preprocessing: preprocess.Preprocessing) -> np.ndarray:
     """The network's view, [size, size, 3]; of several windows the middle one."""
-    view = preprocessing(image)
-    return view if view.ndim == 3 else view[len(view) // 2]
+    view = dataclasses.replace(preprocessing, grid=1, mirror=False)(image)
+    return view if view.ndim == 3 else view[0]
 
 
 def _source(image: np.ndarray) -> str:

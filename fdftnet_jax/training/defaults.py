@@ -14,10 +14,11 @@ FROM_IMAGENET: dict[str, Any] = {
     "init_from": "imagenet",
     "model.kind": "fdftnet",
     # Windows at native resolution: reducing a picture takes the traces away. Four score
-    # a picture of up to 256x256 whole.
+    # a picture of up to 256x256 whole; so do they mirrored.
     "data.size": 128,
     "data.view": "crops",
     "data.crop_grid": 2,
+    "data.crop_mirror": True,
     # Pictures of the old forgery, per class, among those of the new one.
     "data.replay": 200,
     # The backbone's maps of small depth, too, which hold what is left of the traces.
@@ -113,6 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.view = "resize"
     # crops: windows of the grid along each axis, from edge to edge.
     config.data.crop_grid = 3
+    # crops: whether each is scored mirrored, too, at twice the work.
+    config.data.crop_mirror = False
     # What a picture file shows: 'srgb' converts its colours to sRGB by its profile and
     # lays transparency over white; 'stored' takes the numbers of the file.
     config.data.decoding = "srgb"

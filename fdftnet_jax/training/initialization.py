@@ -212,6 +212,7 @@ def preprocessing(
         scaling=scaling,
         grid=config.data.crop_grid if config.data.view == "crops" else 1,
         decoding=config.data.decoding,
+        mirror=config.data.view == "crops" and config.data.crop_mirror,
     )
 
 
