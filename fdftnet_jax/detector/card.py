@@ -16,7 +16,7 @@ _LIMITS = (
 )
 _VIEWS = {
     "resize": "the whole picture, resized to {size}x{size}",
-    "crops": "{grid}x{grid} windows of {size}x{size} pixels, mean of their logits",
+    "crops": "{grid}x{grid} windows of {size}x{size} pixels{mirrored}, mean of their logits",
 }
 
 
@@ -100,7 +100,8 @@ def _network(card: dict[str, Any]) -> str:
 
 
 def _input(record: dict[str, Any]) -> str:
-    view = _VIEWS[record["view"]].format(**record)
+    mirrored = " and mirrored" * record.get("mirror", False)
+    view = _VIEWS[record["view"]].format(**record, mirrored=mirrored)
     return f"{view}; pixels scaled by {record['scaling']}"
 
 
