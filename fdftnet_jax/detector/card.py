@@ -16,7 +16,8 @@ _LIMITS = (
 )
 _VIEWS = {
     "resize": "the whole picture, resized to {size}x{size}",
-    "crops": "{grid}x{grid} windows of {size}x{size} pixels{mirrored}, mean of their logits",
+    "crops": "{grid}x{grid} windows of {size}x{size} pixels{mirrored}, mean of their "
+    "logits",
 }
 
 
