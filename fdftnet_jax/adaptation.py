@@ -219,7 +219,8 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
 def _start_from(start: str, config: ml_collections.ConfigDict) -> None:
     """Sets what a training from this start needs."""
     config.init_from = os.path.realpath(start) if os.path.exists(start) else start
-    if start in published.NAMES and not os.path.exists(start):
+    by_name = (start, config.model.backbone) in published.FILES
+    if by_name and not os.path.exists(start):
         return
     model: Mapping[str, Any]
     if file.is_detector(start):
@@ -233,9 +234,8 @@ def _start_from(start: str, config: ml_collections.ConfigDict) -> None:
         trained = record.preprocessing
     else:
         raise UserError(
-            f"expected a detector's file, the workdir of a run or "
-            f"{', '.join(published.NAMES)} to start from, found {start!r}; give one "
-            "with --from"
+            "expected a detector's file, the workdir of a run or imagenet to start "
+            f"from, found {start!r}; give one with --from"
         )
     if faces is not None:
         raise UserError(
