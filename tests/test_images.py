@@ -323,9 +323,10 @@ def test_preprocessing_round_trips_through_a_dict():
         "scaling": "minus_one_one",
         "grid": 1,
         "decoding": "srgb",
+        "mirror": False,
     }
     assert preprocess.Preprocessing.from_dict(values) == preprocessing
-    del values["decoding"]  # As version 0.2 wrote it.
+    del values["decoding"], values["mirror"]  # As version 0.2 wrote it.
     assert preprocess.Preprocessing.from_dict(values).decoding == "stored"
 
 
