@@ -100,7 +100,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the lowest validation loss, None where there is none."""
+        """The step of the lowest rank (see `save`), None where there is none."""
         return self._manager.best_step()
 
     def save(
@@ -108,14 +108,17 @@ class Checkpoints:
         state: Any,
         meta: dict[str, Any],
         validation_loss: float | None,
+        *,
+        rank: float | None = None,
     ) -> None:
         """Writes one checkpoint and removes what is neither latest nor best.
 
         Args:
           state: `steps.TrainState`, on the host, not replicated.
           meta: JSON-serialisable description; format version and digests are added.
-          validation_loss: by which the best is chosen; None in the middle of an epoch,
-            where a checkpoint serves only to go on.
+          validation_loss: None in the middle of an epoch, where a checkpoint serves
+            only to go on.
+          rank: the best checkpoint has the lowest; None is the validation loss.
         """
         step = int(state.step)
         # Saved once already, when a signal stopped the validation after this step.
@@ -138,6 +141,7 @@ class Checkpoints:
         metrics = None
         if validation_loss is not None:
             metrics = {"validation_loss": float(validation_loss), "step": step}
+            metrics["rank"] = metrics["validation_loss"] if rank is None else rank
         try:
             self._manager.save(
                 step,
@@ -298,8 +302,8 @@ def _tidy(directory: Path) -> None:
 
 
 def _rank(metrics: dict[str, float]) -> Any:
-    """Sorts the best checkpoint first; of equal losses the earliest is the best."""
-    return metrics["validation_loss"], metrics["step"]
+    """Sorts the best checkpoint first; of equal ones the earliest is the best."""
+    return metrics.get("rank", metrics["validation_loss"]), metrics["step"]
 
 
 def _optimizer(state: Any) -> dict[str, Any]:

@@ -125,6 +125,7 @@ class Run:
             "data.held_out": "",
             "data.crop_mirror": False,
             "init_heads": False,
+            "keep": "best",
         }
         old = before | old
         changed = [

@@ -235,11 +235,11 @@ def stop(monkeypatch, epoch, before_saving):
     """Makes a run stop in an epoch, just before or just after its checkpoint."""
     save = Checkpoints.save
 
-    def interrupted(self, state, meta, validation_loss):
+    def interrupted(self, state, meta, validation_loss, **options):
         if meta["progress"]["epoch"] < epoch:
-            return save(self, state, meta, validation_loss)
+            return save(self, state, meta, validation_loss, **options)
         if not before_saving:
-            save(self, state, meta, validation_loss)
+            save(self, state, meta, validation_loss, **options)
         raise StopError
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)

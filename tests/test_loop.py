@@ -148,6 +148,18 @@ def test_early_stopping_and_selection(cache_dir, tmp_path, monkeypatch, capsys):
     )
 
 
+def test_the_last_epoch_may_be_the_result(cache_dir, tmp_path, monkeypatch, capsys):
+    """Whatever the validation loss is, and without stopping before."""
+    small_runs.pretend(monkeypatch, 0.5, 0.1, 0.7, 0.6, 0.8)
+    config = small_runs.config(cache_dir, epochs=5, patience=1, keep="last")
+    small_runs.run(config, tmp_path)
+    with Run(tmp_path) as run:
+        assert run.best_step == run.open_checkpoints().latest == 20
+        assert (run.best.progress.best_epoch, run.best.progress.best_loss) == (5, 0.8)
+    told = capsys.readouterr().err
+    assert "finished after 5 epochs; validation loss 0.8000 in epoch 5" in told
+
+
 def test_a_classifier_has_no_head_to_train(cache_dir, tmp_path):
     with pytest.raises(UserError, match="freeze nothing"):
         small_runs.run(small_runs.config(cache_dir, trainable="head"), tmp_path)

@@ -127,10 +127,13 @@ def training(run: Run) -> Iterator[page.Part]:
     if not history:
         return
     losses = [row["validation_loss"] for row in history if "validation_loss" in row]
+    tested = "The checkpoint of the lowest validation loss"
+    if run.config.get("keep") == "last":
+        tested = "The last checkpoint"
     lowest = f"; the lowest validation loss is {min(losses):.3f}" if losses else ""
     yield page.Figure(
         plots.svg(plots.training_figure({run.directory.name: history})),
         f"Training and validation loss and validation accuracy over {len(history)} "
         f"epochs{lowest}.",
-        "The checkpoint of the lowest validation loss is the one that is tested here.",
+        f"{tested} is the one that is tested here.",
     )

@@ -71,6 +71,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
     "init_heads": (False, True),
+    "keep": ("best", "last"),
     "data.crop_mirror": (False, True),
     "trainable": freezing.PHASES,
     "optimizer.name": optimizer.NAMES,

@@ -62,12 +62,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
         if saved is not None:
             run.check_config(config)
             if saved.progress.finished:
-                epochs = saved.progress.epoch
-                say(f"{run} is finished: {epochs} epochs, {_best(saved.progress)}")
+                kept = _kept(saved.progress, config)
+                say(f"{run} is finished: {saved.progress.epoch} epochs, {kept}")
                 return
         training = setup.prepare(config, run, saved)
         progress = _Loop(config, run, training).run()
-    say(f"finished after {progress.epoch} epochs; {_best(progress)}")
+    say(f"finished after {progress.epoch} epochs; {_kept(progress, config)}")
 
 
 class _Loop:
@@ -135,7 +135,7 @@ class _Loop:
                 )
                 seconds = time.perf_counter() - began
                 left = (config.epochs - progress.epoch) * seconds
-                best = progress.best_epoch == progress.epoch
+                best = config.keep == "best" and progress.best_epoch == progress.epoch
                 say(_line(row, config.epochs, left, best))
         return progress
 
@@ -223,8 +223,12 @@ class _Loop:
     def _save(self, state: steps.TrainState, validation_loss: float | None) -> None:
         checkpoints = self._run.open_checkpoints()
         record = dataclasses.replace(self._training.record, progress=self._progress)
+        rank = -float(self._progress.epoch) if self._config.keep == "last" else None
         processes.by_primary(
-            lambda: checkpoints.save(state, record.to_dict(), validation_loss), "save"
+            lambda: checkpoints.save(
+                state, record.to_dict(), validation_loss, rank=rank
+            ),
+            "save",
         )
 
     def _check_finite(self, train: float, validation: float) -> None:
@@ -244,7 +248,7 @@ def _advance(
     """Counts an epoch; ends the training after the last, or without progress."""
     progress.epoch += 1
     progress.steps, progress.sums = 0, {}
-    if validation_loss < progress.best_loss:
+    if config.keep == "last" or validation_loss < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
     stale = progress.epoch - progress.best_epoch
     progress.finished = progress.epoch >= config.epochs or stale >= config.patience
@@ -293,6 +297,8 @@ def _line(row: Mapping[str, Any], epochs: int, left: float, best: bool) -> str:
     )
 
 
-def _best(progress: Progress) -> str:
+def _kept(progress: Progress, config: ml_collections.ConfigDict) -> str:
+    """What the result of a training is."""
+    best = "best " * (config.keep == "best")
     loss, epoch = progress.best_loss, progress.best_epoch
-    return f"best validation loss {loss:.4f} in epoch {epoch}"
+    return f"{best}validation loss {loss:.4f} in epoch {epoch}"
