@@ -156,7 +156,8 @@ def _adaptation(
     elif config.start == "imagenet":
         config.recipe = "imagenet"
     changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
-    changes["data.held_out"] = left_out
+    if left_out:
+        changes["data.held_out"] = left_out
     # New weights need the pre-training for its data alone.
     after = _base(seed) if replay or method != "scratch" else ""
     if config.start:
@@ -233,7 +234,7 @@ def write_table(
 
 
 def _opening(config: ml_collections.ConfigDict) -> str:
-    old, new = (f"{_called(fields)}" for fields in (config.old, config.new))
+    old, new = _called(config.old), _called(config.new)
     if config.start:
         return (
             f"{config.backbone} with the weights of {config.start} was adapted to a "
@@ -308,7 +309,7 @@ def _drops(rows: Sequence[dict[str, str]]) -> list[str]:
         + f" (with replay of {row['replay']})"
         * (row["replay"] != "-")
         for row in rows
-        if row["change, %"].startswith("-") and row["change, %"] != "-"
+        if row["change, %"] != "-" and float(row["change, %"]) < 0
     ]
 
 

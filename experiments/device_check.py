@@ -12,7 +12,7 @@ Prints a table, row by row and once more at the end:
 - throughput: steps at several batches and precisions;
 - memory: of a fine-tuning step on 256x256 pixels.
 
-`--peers` names a JSON file of names and commands. Each command is run beside the
+`--peers` names a JSON file of names and commands. Each command is run after the
 throughput and ends with a line that is, or a JSON object whose `images_per_second` is,
 a number. A part that fails says why, and the others go on. `--small` rehearses
 everything, in networks and batches that a CPU computes in a few minutes.
@@ -42,7 +42,7 @@ from experiments import launch
 from fdftnet_jax.errors import Interrupted, UserError
 
 _MINUTES = flags.DEFINE_float(
-    "minutes", 8.0, "After these, what is under way is the last row.", lower_bound=0
+    "minutes", 8.0, "No row is begun after these minutes.", lower_bound=0
 )
 _SMALL = flags.DEFINE_bool("small", False, "Rehearse on small networks and batches.")
 _PEERS = flags.DEFINE_string("peers", None, "JSON file of names and commands.")
@@ -348,7 +348,7 @@ def _ops() -> Iterator[Row]:
     def depthwise(function):
         return lambda x, k: function(x, k, x.shape[-1])
 
-    def product_pool(images):
+    def our_pool(images):
         return pooling.max_pool(images, 3, 2, "SAME")
 
     wide, deep = array(batch, 32, 32, 128), array(batch, 4, 4, 728)
@@ -364,7 +364,7 @@ def _ops() -> Iterator[Row]:
         "3x3 of few pixels, 2x2x512": (
             (array(batch, 2, 2, 512), array(3, 3, 512, 512)), ours, by_lax
         ),
-        "max-pool 3x3, stride 2, 32x32x128": ((wide,), product_pool, lax_pool),
+        "max-pool 3x3, stride 2, 32x32x128": ((wide,), our_pool, lax_pool),
         "self-attention, 1,024 positions": (keys, attention.attend, whole_map),
     }  # fmt: skip
 

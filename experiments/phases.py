@@ -141,7 +141,9 @@ def read_value(field: str, text: str) -> Any:
         defaults = defaults.get(section, {})
     default = defaults.get(name)
     if default is None or isinstance(default, ml_collections.ConfigDict):
-        raise UserError(f"no config key {field!r}; see training/defaults.py")
+        raise UserError(
+            f"no config key {field!r}; see fdftnet_jax/training/defaults.py"
+        )
     if isinstance(default, bool):
         choices = {"true": True, "false": False}
         if text.lower() in choices:
@@ -151,5 +153,5 @@ def read_value(field: str, text: str) -> Any:
             return type(default)(text)
     raise UserError(
         f"{field} is {text!r}: expected a value like {default!r}; see "
-        "training/defaults.py"
+        "fdftnet_jax/training/defaults.py"
     )

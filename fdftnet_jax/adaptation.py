@@ -13,6 +13,7 @@ The same command goes on where it stopped.
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -108,7 +109,7 @@ class Tested:
     after: np.ndarray
     before: np.ndarray | None
 
-    @property
+    @functools.cached_property
     def change(self) -> dict[str, Any] | None:
         """The AUROC after minus that before, see `intervals.paired_bootstrap`."""
         if self.before is None:
@@ -165,12 +166,14 @@ def adapt(options: Options) -> int:
         forgotten = judge(tested, options.max_forgetting)
         if forgotten and not options.force:
             say(
-                f"{'; '.join(forgotten)}: no file was written; replay more pictures of "
-                "it, allow more with --max-forgetting, or write the file all the same "
-                "with --force"
+                f"{'; '.join(forgotten)}: no file was written; give more pictures of "
+                "it with --old, allow more with --max-forgetting, or write the file "
+                "all the same with --force"
             )
             return EXIT_FORGOTTEN
-        export.write(run, options.out, name=Path(options.out).stem, replace=True)
+        export.write(
+            run, options.out, name=Path(options.out).stem, replace=options.replace
+        )
         files.write_atomic(report_path, written.read_bytes())
     print(
         f"{options.out}  what it is: fdftnet show {options.out}\n"

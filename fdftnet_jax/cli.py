@@ -4,6 +4,7 @@ Imports nothing heavy: help is instant.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -174,17 +175,18 @@ def _add_adapt(subparsers) -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    # What is no number is a mistake like a number outside.
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
 
 
 def _add_predict(subparsers) -> None:

@@ -8,8 +8,8 @@ What ends a command, and its exit code:
     130   Ctrl-C, and 143 SIGTERM: one line, an Interrupted
     141   whoever read the output has closed it
 
-A command may return other codes, such as 3 of `fdftnet predict`. Nothing heavy is
-imported here: the help of a command is instant.
+A command may return codes of its own: 3 of `fdftnet predict`, 4 of `fdftnet adapt`.
+Nothing heavy is imported here: the help of a command is instant.
 """
 
 import os

@@ -274,3 +274,18 @@ def test_it_needs_the_package_alone(tmp_path):
         check=True,
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--max-forgetting=much", "a number from 0 to 1, found 'much'"),
+        ("--max-forgetting=2", "a number from 0 to 1, found '2'"),
+        ("--epochs=0", "a whole number from 1, found '0'"),
+        ("--epochs=1.5", "a whole number from 1, found '1.5'"),
+    ],
+)
+def test_values_of_options_that_cannot_be(option, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["adapt", "--real=R", "--fake=F", "--out=O", option])
+    assert message in capsys.readouterr().err
