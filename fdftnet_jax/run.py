@@ -6,6 +6,7 @@
       history.jsonl           a row an epoch; tensorboard/ has the same
       calibration.json        from scores to probabilities and verdicts
       evaluation/             <name>-<split>.json, ..._scores.csv, ..._groups.csv
+      adaptations.json        what `fdftnet adapt` made of it, and of its start before
       report.html             the page of the latest evaluation
       nonfinite_batch.json    the images of a step whose loss was not finite
 
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fdftnet_jax.records import Calibration, CheckpointRecord, Evaluation
 # Changing these changes no number of a run, so a resumed one may.
 _FREE_KEYS = (
     "calibration.fpr",
+    "calibration.max_wrong",
     "calibration.prior",
     "calibration.rule",
     "data.cache_dir",
@@ -268,6 +270,21 @@ class Run:
                     Evaluation.from_dict(path.name, json.loads(path.read_text()))
                 )
         return found
+
+    # Adaptations.
+
+    @property
+    def adaptations(self) -> list[dict[str, Any]]:
+        """Those that led to the weights, the first one first (see `export`)."""
+        try:
+            return json.loads((self.directory / "adaptations.json").read_text())
+        except (OSError, ValueError):
+            return []
+
+    def write_adaptations(self, adaptations: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps them; raises UserError where the disk is full."""
+        text = json.dumps(list(adaptations), indent=2) + "\n"
+        self._write("the adaptations", {"adaptations.json": text})
 
     # The others.
 

@@ -1,6 +1,7 @@
 """From two folders to a detector's file, on a small network and toy pictures."""
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import small_runs
 from PIL import Image
+from scipy import special
 from sklearn import metrics
 
-from fdftnet_jax import adaptation, cli
+from fdftnet_jax import cli
+from fdftnet_jax.adaptation import adapt, tested
 from fdftnet_jax.data import toy
 from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
@@ -69,7 +72,7 @@ def options(pictures, out, start="imagenet", **changes):
         "start": str(start),
         "epochs": 1,
     }
-    return adaptation.Options(**{**given, **changes})
+    return adapt.Options(**{**given, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def adapted(pictures, start, tmp_path_factory):
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *texts, **_: lines.extend(texts))
-        code = adaptation.adapt(
+        code = adapt.adapt(
             options(
                 pictures, folder / "new.safetensors", start, **_kept(pictures, folder)
             )
@@ -105,7 +108,8 @@ def test_the_file_is_the_detector_that_was_tested(adapted):
     folder, _ = adapted
     found = detector.load(folder / "new.safetensors")
     paths, _, logits = _scores(folder, "mine")
-    scores = found.score([str(folder / "work" / "data" / "mine" / p) for p in paths])
+    mine = folder / "work" / "data" / "new" / "mine"
+    scores = found.score([str(mine / path) for path in paths])
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-np.array(logits))), atol=2e-4)
     names = [data_set["folder"] for data_set in found.card["trained_on"]]
     assert names[:2] == ["mine", "old"]
@@ -116,15 +120,26 @@ def test_the_file_is_the_detector_that_was_tested(adapted):
 def test_the_table_has_both_before_and_after(adapted, start):
     folder, printed = adapted
     known = detector.load(start)
-    for name, called in (("mine", "mine"), ("old", "before")):
-        paths, labels, logits = _scores(folder, name)
-        after = metrics.roc_auc_score(labels, logits)
+    lines = printed.splitlines()
+    for name, called in (("new/mine", "mine (new)"), ("old", "before (old)")):
+        paths, labels, logits = _scores(folder, name.rpartition("/")[2])
+        labels, logits = np.array(labels), np.array(logits)
         pictures = [str(folder / "work" / "data" / name / path) for path in paths]
-        before = metrics.roc_auc_score(labels, known.score(pictures))
-        (line,) = [x for x in printed.splitlines() if x.startswith(f"{called} ")]
-        sizes = [str(labels.count(0)), str(labels.count(1))]
-        assert line.split()[1:5] == [*sizes, f"{before:.3f}", f"{after:.3f}"]
-        assert f"{after - before:+.3f}" in line
+        of_before = special.logit(known.score(pictures))
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(called)]
+        sizes = f"{sum(labels == 0)} real and {sum(labels == 1)} fake"
+        assert lines[at] == f"{called}: {sizes} test pictures"
+        after = detector.load(folder / "new.safetensors")
+        for line, (scores, threshold) in zip(
+            lines[at + 2 : at + 4],
+            ((of_before, known.threshold), (logits, after.threshold)),
+            strict=True,
+        ):
+            auroc = metrics.roc_auc_score(labels, scores)
+            alarms = np.mean(scores[labels == 0] >= threshold)
+            missed = np.mean(scores[labels == 1] < threshold)
+            shown = [f"{auroc:.3f}", f"{alarms:.1%}", f"{missed:.1%}"]
+            assert line.split()[1:] == shown
 
 
 def test_most_pictures_train_and_some_are_kept_for_the_test(adapted):
@@ -143,10 +158,10 @@ def test_the_same_command_again(adapted, pictures, start):
     folder, _ = adapted
     out, kept = folder / "new.safetensors", _kept(pictures, folder)
     with pytest.raises(UserError, match=r"new\.safetensors exists"):
-        adaptation.adapt(options(pictures, out, start, **kept))
+        adapt.adapt(options(pictures, out, start, **kept))
     history = Run(folder / "work" / "run").history()
     known = detector.load(out).variables
-    assert adaptation.adapt(options(pictures, out, start, replace=True, **kept)) == 0
+    assert adapt.adapt(options(pictures, out, start, replace=True, **kept)) == 0
     assert Run(folder / "work" / "run").history() == history
     again = detector.load(out).variables
     np.testing.assert_array_equal(
@@ -159,11 +174,11 @@ def test_what_is_forgotten_keeps_the_file_from_being_written(
     adapted, pictures, start, monkeypatch, capsys
 ):
     folder, _ = adapted
-    monkeypatch.setattr(adaptation, "judge", lambda *_: ["before may have lost 0.1"])
+    monkeypatch.setattr(tested, "judge", lambda *_: ["before may have lost 0.1"])
     out, kept = folder / "forgotten.safetensors", _kept(pictures, folder)
-    assert adaptation.adapt(options(pictures, out, start, **kept)) == 4
+    assert adapt.adapt(options(pictures, out, start, **kept)) == 4
     assert not out.exists() and "--force" in capsys.readouterr().err
-    assert adaptation.adapt(options(pictures, out, start, force=True, **kept)) == 0
+    assert adapt.adapt(options(pictures, out, start, force=True, **kept)) == 0
     assert out.exists()
 
 
@@ -174,7 +189,8 @@ def _tested(number, loss, *, old=True):
     after = before.copy()
     after[number : number + round(loss * number), 1] = -3.0
     groups = np.arange(2 * number).astype(str)
-    return adaptation.Tested("set", old, labels, groups, after, before)
+    scored = [tested.Scored(logits, 0.0) for logits in (after, before)]
+    return tested.Tested("set", old, labels, groups, "", *scored)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +206,12 @@ def _tested(number, loss, *, old=True):
     ],
 )
 def test_the_bound_is_that_of_the_interval(number, loss, old, forgotten):
-    found = adaptation.judge([_tested(number, loss, old=old)], 0.02)
+    found = tested.judge([_tested(number, loss, old=old)], 0.02)
     assert bool(found) == forgotten
 
 
 def test_few_pictures_cannot_tell(capsys):
-    assert adaptation.judge([_tested(99, 0.5)], 0.02) == []
+    assert tested.judge([_tested(99, 0.5)], 0.02) == []
     assert "99 test pictures of a class cannot tell" in capsys.readouterr().err
 
 
@@ -214,7 +230,7 @@ def test_mistakes(pictures, start, tmp_path):
     ):
         given = options(pictures, tmp_path / "new.safetensors", start)
         with pytest.raises(UserError, match=message):
-            adaptation.adapt(adaptation.dataclasses.replace(given, **changes))
+            adapt.adapt(dataclasses.replace(given, **changes))
     assert not (tmp_path / "new.safetensors").exists()
 
 
@@ -222,7 +238,7 @@ def test_a_workdir_of_other_folders(adapted, pictures, start):
     folder, _ = adapted
     given = {"workdir": str(folder / "work"), "real": str(pictures / "before" / "Real")}
     with pytest.raises(UserError, match="is of another adaptation"):
-        adaptation.adapt(options(pictures, folder / "x.safetensors", start, **given))
+        adapt.adapt(options(pictures, folder / "x.safetensors", start, **given))
 
 
 def test_a_detector_of_faces(pictures, start, tmp_path, monkeypatch):
@@ -230,7 +246,7 @@ def test_a_detector_of_faces(pictures, start, tmp_path, monkeypatch):
     contents.card["faces"] = {"margin": 0.3}
     monkeypatch.setattr(file, "read", lambda path: contents)
     with pytest.raises(UserError, match=r"cut out by experiments\.prepare_faces"):
-        adaptation.adapt(options(pictures, tmp_path / "new.safetensors", start))
+        adapt.adapt(options(pictures, tmp_path / "new.safetensors", start))
 
 
 def test_the_command_line_gives_the_options():
@@ -253,8 +269,8 @@ def test_the_command_line_gives_the_options():
             "3",
         ]
     )
-    assert adaptation.Options.of(given) == adaptation.Options(
-        "R", "F", "O", start="S", old=("A", "B"), seed=3
+    assert adapt.Options.of(given) == adapt.Options(
+        "O", "R", "F", start="S", old=("A", "B"), seed=3
     )
 
 
@@ -262,7 +278,7 @@ def test_it_needs_the_package_alone(tmp_path):
     """The configs and experiments of a checkout are not in an installed package."""
     program = (
         "import sys\n"
-        "from fdftnet_jax import adaptation\n"
+        "from fdftnet_jax.adaptation import adapt, check\n"
         "print({n.split('.')[0] for n in sys.modules} & {'configs', 'experiments'})"
     )
     done = subprocess.run(

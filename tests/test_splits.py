@@ -229,6 +229,7 @@ def test_assign_keeps_groups_together_across_classes(tmp_path):
         group_by=r"id\d+",
         generator_by="folder",
         fractions=FRACTIONS,
+        digests={},
     )
     assert list(assigned) == [s for s in splits.SPLITS if s in assigned]
     homes = collections.defaultdict(list)
@@ -248,6 +249,7 @@ def test_assign_takes_given_splits(tmp_path):
         group_by="file",
         generator_by="folder",
         fractions=FRACTIONS,
+        digests={},
     )
     assert assigned == {
         "finetune": [

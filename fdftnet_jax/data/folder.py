@@ -231,9 +231,9 @@ def scan(
         group_by=rules.group_by,
         generator_by=rules.generator_by,
         fractions=rules.fractions,
+        digests={path: finding.digest for path, finding in findings.items()},
     )
-    if listed[0].split:
-        given = {file.split for file in listed}
+    if given := {file.split for file in listed if not file.is_correction} - {""}:
         expected = [split for split in SPLITS if split in given]
     else:
         expected = [s for s in SPLITS if rules.fractions.get(s, 0) > 0]

@@ -18,12 +18,17 @@ from fdftnet_jax.errors import UserError
 SPLITS = ("train", "validation", "test", "finetune")
 # The label of a class is its position.
 CLASSES = ("real", "fake")
+# The folder, beside those of the classes, of pictures that a detector got wrong: it has
+# real/ and fake/ too, and all of it is trained on.
+CORRECTIONS = "corrections"
 # Names that folders of splits and classes have, in any case.
 _SPLIT_NAMES = {
     **{split: split for split in SPLITS},
     **{"training": "train", "val": "validation", "valid": "validation"},
     **{"testing": "test", "fine-tune": "finetune", "fine_tune": "finetune"},
 }
+# Digits of a digest that name a group of one picture.
+_GROUP = 16
 _CLASS_NAMES = {"real": "real", "fake": "fake", "0_real": "real", "1_fake": "fake"}
 
 
@@ -36,7 +41,9 @@ class File(NamedTuple):
     """A file found by `list_files`."""
 
     path: str  # Posix path relative to the folder.
-    split: str  # The split whose folder it lies in; '' in a folder without splits.
+    # The split whose folder it lies in; '' in a folder without splits. (Corrections
+    # are of 'train'.)
+    split: str
     label: int  # 0 real, 1 fake.
     inner: str  # Posix path below the class folder.
 
@@ -44,6 +51,11 @@ class File(NamedTuple):
     def suffix(self) -> str:
         """The suffix in lower case, a key of `images.SUFFIXES` for an image."""
         return PurePosixPath(self.path).suffix.lower()
+
+    @property
+    def is_correction(self) -> bool:
+        """Whether it lies in the folder of corrections."""
+        return is_correction(self.path)
 
 
 class Example(NamedTuple):
@@ -53,6 +65,15 @@ class Example(NamedTuple):
     label: int  # 0 real, 1 fake.
     group: str  # What must not be split apart.
     generator: str  # What made a fake; '' for real images.
+
+
+def is_correction(path: str) -> bool:
+    """Whether a file lies in the folder of corrections.
+
+    Args:
+      path: posix path relative to the folder of the data.
+    """
+    return path.startswith(f"{CORRECTIONS}/")
 
 
 def resolve(directory: str | os.PathLike) -> str:
@@ -65,8 +86,8 @@ def list_files(directory: str | os.PathLike) -> list[File]:
 
     The folder holds `{real,fake}/**` or `{train,validation,test,finetune}/{real,fake}/
     **`; of these names, other usual forms are understood, such as `Real`, `0_real`,
-    `val`, `valid` and `training`. Hidden files and folders are ignored; links are
-    followed.
+    `val`, `valid` and `training`. `corrections/{real,fake}/**` beside either is of the
+    split 'train'. Hidden files and folders are ignored; links are followed.
 
     Raises:
       UserError: if there is no such folder, if its layout is neither of the two, if a
@@ -112,7 +133,10 @@ def _list_files(root: Path) -> list[File]:
             "into these folders"
         )
     files: list[File] = []
-    for split, folder in given.items() or [("", "")]:
+    folders = [*(given.items() or [("", "")])]
+    if CORRECTIONS in present:
+        folders.append(("train", CORRECTIONS))
+    for split, folder in folders:
         names = _classes(root / folder, _folders(root / folder))
         for label, name in enumerate(CLASSES):
             own: list[File] = []
@@ -122,7 +146,7 @@ def _list_files(root: Path) -> list[File]:
                 above = _identity(root), _identity(root / folder)
                 inner = walk(below, above)
                 own = [File(str(prefix / path), split, label, path) for path in inner]
-            if not given and not any(file.suffix in SUFFIXES for file in own):
+            if not split and not any(file.suffix in SUFFIXES for file in own):
                 raise UserError(
                     f"expected images in {below}, found "
                     f"{_count(own) if name in names else 'no such folder'}; put the "
@@ -150,11 +174,13 @@ def ignored(directory: str | os.PathLike) -> dict[str, int]:
     root = Path(directory)
     present = _folders(root)
     given = _named(root, present, _SPLIT_NAMES)
+    corrections = [CORRECTIONS] if CORRECTIONS in present else []
     found: dict[str, int] = {}
-    for folder in ["", *given.values()]:
+    for folder in ["", *given.values(), *corrections]:
         below = _folders(root / folder)
         names = _classes(root / folder, below)
-        known = {*names.values(), *(given.values() if not folder else [])}
+        outer = [] if folder else [*given.values(), *corrections]
+        known = {*names.values(), *outer}
         with os.scandir(root / folder) as entries:
             loose = [entry.name for entry in entries if entry.is_file()]
         found[str(PurePosixPath(folder))] = _images(loose)
@@ -269,13 +295,16 @@ def _enumerate(names: list[str], limit: int = 5) -> str:
     return ", ".join(shown + more) or "no folder"
 
 
-def group_of(inner: str, group_by: str) -> str:
+def group_of(inner: str, group_by: str, digest: str = "") -> str:
     """Names the group of an image: what must not be split apart.
 
     Args:
       inner: posix path below the class folder, so that the class is no part of it.
-      group_by: 'file' (the path without suffix), 'folder' (the folder of the file), or
-        a regex searched in the path, whose first group (or whole match) is the name.
+      group_by: 'file' (the path without suffix), 'picture' (its pixels, so that a
+        picture is in the same split wherever it lies and whatever it is called),
+        'folder' (the folder of the file), or a regex searched in the path, whose first
+        group (or whole match) is the name.
+      digest: of the pixels, see `leaks.digest`.
 
     Raises:
       UserError: if the rule does not fit the path.
@@ -283,6 +312,8 @@ def group_of(inner: str, group_by: str) -> str:
     path = PurePosixPath(inner)
     if group_by == "file":
         return str(path.with_suffix(""))
+    if group_by == "picture":
+        return digest[:_GROUP]
     if group_by == "folder":
         if len(path.parts) == 1:
             raise UserError(
@@ -324,8 +355,8 @@ def search(field: str, pattern: str, inner: str) -> str:
         match = re.search(pattern, inner)
     except re.error as error:
         raise UserError(
-            f"expected {field} to be 'file', 'folder' or a regular expression, found "
-            f"{pattern!r} ({error}); correct the expression"
+            f"expected {field} to be a name that it knows or a regular expression, "
+            f"found {pattern!r} ({error}); correct the expression"
         ) from error
     name = match and (match.group(1) if match.re.groups else match.group())
     if not name:
@@ -372,6 +403,7 @@ def assign(
     group_by: str,
     generator_by: str,
     fractions: Mapping[str, float],
+    digests: Mapping[str, str],
 ) -> dict[str, list[Example]]:
     """Sorts the files of a folder into splits.
 
@@ -380,6 +412,7 @@ def assign(
       group_by: see `group_of`.
       generator_by: see `generator_of`.
       fractions: see `split_of`; unused for a folder that is already split.
+      digests: by path, of the pixels, for groups by them.
 
     Returns:
       The examples of every split that got any, in the order of `SPLITS`.
@@ -389,9 +422,14 @@ def assign(
     """
     check_fractions(fractions)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for path, given, label, inner in files:
-        group = group_of(inner, group_by)
-        generator = generator_of(inner, generator_by, label)
+    for file in files:
+        path, given, label, inner = file
+        # What rules say of other paths need not fit these.
+        by, made_by = group_by, generator_by
+        if file.is_correction:
+            by, made_by = "picture", "folder"
+        group = group_of(inner, by, digests.get(path, ""))
+        generator = generator_of(inner, made_by, label)
         split = given or split_of(group, fractions)
         splits[split].append(Example(path, label, group, generator))
     return {split: examples for split, examples in splits.items() if examples}

@@ -74,6 +74,10 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "" if index else "evaluated on", _evaluation(evaluation)
     if not card["evaluations"]:
         yield "evaluated on", "nothing: no report lay beside the checkpoint"
+    for index, adaptation in enumerate(card.get("adaptations", [])):
+        first, *others = _adaptation(adaptation)
+        yield "" if index else "adapted", first
+        yield from (("", line) for line in others)
     yield (
         "program",
         f"StableHLO for {', '.join(card['stablehlo']['platforms'])}, which JAX "
@@ -143,6 +147,24 @@ def _evaluation(evaluation: dict[str, Any]) -> str:
         f"{auc['value']:.4f}{interval}, {evaluation['real']:,} real and "
         f"{evaluation['fake']:,} fake images"
     )
+
+
+def _adaptation(adaptation: dict[str, Any]) -> Iterator[str]:
+    """A line on an adaptation, and one on each of its sets of test pictures."""
+    corrections = adaptation["corrections"]
+    yield (
+        f"{adaptation['date']} from {adaptation['start']}, by {adaptation['real']:,} "
+        f"real and {adaptation['fake']:,} fake pictures"
+        + f", {corrections:,} of them corrections"
+        * bool(corrections)
+    )
+    for each in adaptation["sets"]:
+        before, after = each["before"], each["after"]
+        began = f"{before['auc']:.3f} -> " if before else ""
+        yield (
+            f"- {each['name']} ({'old' if each['old'] else 'new'}; {each['real']:,} "
+            f"real, {each['fake']:,} fake tested): AUROC {began}{after['auc']:.3f}"
+        )
 
 
 def _by_code(backbone: str) -> str:

@@ -225,7 +225,7 @@ class Detector:
             images = [images]
         count = max(1, batch_size // self.preprocessing.number)
         logits = [
-            self.logits(np.stack([self._view(image) for image in chunk]))
+            self.logits(np.stack([self.view(image) for image in chunk]))
             for chunk in _chunks(images, count)
         ]
         return special.expit(np.concatenate([np.zeros(0), *logits]))
@@ -333,7 +333,18 @@ class Detector:
         self._program = None
         self.model()
 
-    def _view(self, image: Image) -> np.ndarray:
+    def view(self, image: Image) -> np.ndarray:
+        """The views of a picture or of an image file, as `logits` takes them.
+
+        Args:
+          image: [h, w, 3] uint8 RGB, or a path.
+
+        Returns:
+          [size, size, 3] or [v, size, size, 3] uint8.
+
+        Raises:
+          UserError: it is no picture.
+        """
         if isinstance(image, str | os.PathLike):
             image = image_files.decode(image, self.preprocessing.decoding)
         image = np.asarray(image)

@@ -26,6 +26,12 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
   validation         AUROC, with its interval, of the split that chose the checkpoint,
                      where it was evaluated
   evaluations        of the same checkpoint, from WORKDIR/evaluation
+  adaptations        by `fdftnet adapt`, the first one first: date, what it started
+                     from (start), pictures trained on (real, fake, corrections), seed,
+                     epochs, group_by, and the test pictures as sets: name, old (whether
+                     it was to be kept), numbers of real and fake, fingerprint, AUROC
+                     and shares of mistakes before (null for the first one) and after,
+                     and the 95 % interval of the change of AUROC
   config             of the run, without the paths of this machine
   stablehlo          the platforms of the program
   versions           of Python and of the packages
@@ -166,6 +172,7 @@ def card(run: Run, calibration: Calibration | None) -> dict[str, Any]:
             (e for e in evaluations if e["split"] == "validation" and e["own"]), None
         ),
         "evaluations": evaluations,
+        "adaptations": run.adaptations,
         "config": _without_folders(run.config),
         "stablehlo": {"platforms": list(network.PLATFORMS)},
         "versions": {

@@ -71,6 +71,7 @@ def write(
             "What the network attends to",
             report_images.attention(shown, record, run.variables),
         ),
+        page.Section("Adaptations", list(_adaptations(run))),
         page.Section("Training", list(report_plots.training(run))),
         page.Section("The detector", [_detector(record, network, report, calibration)]),
         page.Section("Definitions", [page.Definitions(_words(report, calibration))]),
@@ -195,6 +196,37 @@ def _metrics(report: Mapping[str, Any]) -> Iterator[page.Part]:
         yield _counts("At the threshold, number of groups", pooled["verdicts"])
         if table := _generators(pooled["generators"], interval):
             yield table
+
+
+def _adaptations(run: Run) -> Iterator[page.Part]:
+    """What was tested before and after each adaptation that led to the weights."""
+    rows = []
+    for adaptation in run.adaptations:
+        for each in adaptation["sets"]:
+            before, after = each["before"] or {}, each["after"]
+            figures = [
+                f"{before[name]:{form}} to {after[name]:{form}}"
+                if before
+                else f"{after[name]:{form}}"
+                for name, form in (
+                    ("auc", ".3f"),
+                    ("real_called_fake", ".1%"),
+                    ("fake_called_real", ".1%"),
+                )
+            ]
+            kind = "kept" if each["old"] else "new"
+            pictures = f"{each['real'] + each['fake']:,}"
+            rows.append((adaptation["date"], each["name"], kind, pictures, *figures))
+    if rows:
+        heads = (
+            *("date", "forgery", "kind", "test pictures", "AUROC"),
+            *("real called fake", "fake called real"),
+        )
+        caption = (
+            "Each adaptation that led to this detector, on the test pictures of its "
+            "day, before and after."
+        )
+        yield page.Table(caption, heads, rows, text_columns=3)
 
 
 def _figure_table(found: Mapping[str, Any], interval: str, caption: str) -> page.Table:

@@ -63,8 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The paper's sets: PATH laid out as celeba_pggan.py (pggan) and faceforensics.py of
     # fdftnet_jax/paper_sets say.
     config.data.dir = ""
-    # folder: what must not be split apart: 'file', 'folder', or a regex on the path
-    # below the class folder whose first group (or whole match) names the group.
+    # folder: what must not be split apart: 'file', 'folder', 'picture' (by its pixels,
+    # so that it stays in its split wherever it lies), or a regex on the path below the
+    # class folder whose first group (or whole match) names the group.
     config.data.group_by = "file"
     # folder: the generator of a fake: 'folder' (first sub-folder) or a regex.
     config.data.generator_by = "folder"
@@ -107,7 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.replay = 0
     # The folder of the old forgery; '' is what init_from was trained on last. (Where it
     # names no other data set than the run's own, there is no replay.) A folder that is
-    # new is split by its files, 60:10:30 into train, validation and test.
+    # new is split by its files, 60:10:30 into train, validation and test, or, with
+    # group_by=picture, like the run's own.
     config.data.replay_dir = ""
     # How a record becomes the network's input: 'resize' stretches the whole image,
     # 'crops' cuts windows at native resolution, anywhere in training, on a fixed grid
@@ -218,10 +220,14 @@ def get_config() -> ml_collections.ConfigDict:
     # After the training, by its best checkpoint's scores of the validation split.
     config.calibration = ml_collections.ConfigDict()
     # The threshold: 'eer' (as many of the real images are called fake as of the fake
-    # ones real) or 'fpr' (most fakes are found within a false positive rate).
+    # ones real), 'fpr' (most fakes are found within a false positive rate), or 'band':
+    # two thresholds, between which a picture is undecided, too close to call.
     config.calibration.rule = "eer"
     # rule 'fpr': the largest share of validation's real images called fake, in 0..1.
     config.calibration.fpr = 0.01
+    # rule 'band': the largest share of wrong verdicts among validation's pictures that
+    # are decided, in 0..0.5, weighted so that a share `prior` of them is fake.
+    config.calibration.max_wrong = 0.02
     # Share of fakes among the pictures that will be scored, which P(fake) is for; 0 is
     # their share of the images that were trained on.
     config.calibration.prior = 0.5

@@ -22,6 +22,10 @@ from fdftnet_jax.training.processes import say
 
 # Splits of a folder of replay that no earlier run has split.
 _REPLAY_FRACTIONS = {"train": 0.6, "validation": 0.1, "test": 0.3, "finetune": 0.0}
+# Times that a correction is shown in an epoch, at most, and the share of the other
+# pictures that all corrections together make then, at most: ten of them matter among a
+# thousand, and cannot outweigh these.
+_REPEATS, _CORRECTED = 10, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Part:
       dataset: that it is of.
       split: its name.
       records: of the split.
-      indices: [n] of the records that are used, sorted.
-      counts: real and fake ones among them.
+      indices: [n] of the records that are used, sorted; of a correction several times.
+      counts: real and fake pictures among them.
     """
 
     dataset: forgery_faces.FaceDataset
@@ -76,15 +80,15 @@ class RunData:
         return before.after([self.own, *new])
 
     def num_images(self) -> int:
-        """The number of images that are trained on."""
+        """The number of images of an epoch."""
         return sum(len(part.indices) for part in self.train)
 
     def fake_share(self, balance: str) -> float:
         """Share of fakes, in (0, 1), that a balance shows to the training."""
         if balance != "none":
             return 0.5
-        real, fake = (sum(part.counts[k] for part in self.train) for k in (0, 1))
-        return fake / (real + fake)
+        labels = pipeline.labels(joined(self.train))[indices(self.train)]
+        return float(np.mean(labels))
 
     def paths(self, indices: Sequence[int]) -> list[str]:
         """The files of training images, by their `index`."""
@@ -178,6 +182,9 @@ def _replay(
         asked = splits.resolve(data.replay_dir)
         if asked not in [run.directory for run in known]:
             changes |= {"fractions": _REPLAY_FRACTIONS, "train_split": "train"}
+            # A picture has its split wherever it lies.
+            if data.group_by == "picture":
+                changes |= {"fractions": data.fractions, "group_by": "picture"}
     try:
         old_data = known.data_config(changes)
         needed = (old_data.train_split, "validation")
@@ -220,8 +227,7 @@ def _check_apart(train: list[Part], drop: bool) -> None:
         warnings.warn(f"not trained on: {told}{seen}", stacklevel=3)
         kept = [i for i in part.indices if part.records[int(i)]["path"] not in shared]
         indices = np.array(kept, np.int64)
-        labels = pipeline.labels(part.records)[indices]
-        counts = (int(np.sum(labels == 0)), int(np.sum(labels == 1)))
+        counts = _counts(pipeline.labels(part.records)[np.unique(indices)])
         train[k] = dataclasses.replace(part, indices=indices, counts=counts)
 
 
@@ -248,13 +254,16 @@ def _drawn(
     seed: int,
     left_out: Sequence[str] = (),
 ) -> Part:
-    records, found = dataset.source(split), dataset.counts(split)
-    indices = np.arange(len(records))
+    records = dataset.source(split)
     labels = pipeline.labels(records)
+    corrections = np.zeros(len(records), bool)
+    if any(map(splits.is_correction, dataset.digests((split,)))):
+        corrections = np.array([splits.is_correction(r["path"]) for r in records])
+    kept = ~corrections
     if left_out:
-        kept = [record["generator"] not in left_out for record in records]
-        indices = np.flatnonzero(kept)
-        found = (found[0], int(labels[indices].sum()))
+        kept &= [record["generator"] not in left_out for record in records]
+    indices = np.flatnonzero(kept)
+    found = _counts(labels[indices])
     if shots:
         drawn, found = pipeline.draw_shots(labels[indices], shots, seed)
         indices = indices[drawn]
@@ -263,7 +272,22 @@ def _drawn(
                 f"fewer than {shots} shots per class in the split {split!r} of "
                 f"{dataset.name}: taking {found[0]} real and {found[1]} fake"
             )
+    if number := int(corrections.sum()):
+        times = int(_CORRECTED * len(indices) / number)
+        times = min(max(times, 1), _REPEATS)
+        say(
+            f"{counted(number, 'correction')} in {dataset.name}, each shown "
+            f"{counted(times, 'time')} in an epoch"
+        )
+        shown = np.repeat(np.flatnonzero(corrections), times)
+        indices = np.sort(np.concatenate([indices, shown]))
+        found = _counts(labels[np.unique(indices)])
     return Part(dataset, split, records, indices, found)
+
+
+def _counts(labels: np.ndarray) -> tuple[int, int]:
+    """The number of real and of fake ones."""
+    return int(np.sum(labels == 0)), int(np.sum(labels == 1))
 
 
 def describe(data: RunData) -> str:

@@ -1,0 +1,1 @@
+"""From two folders of pictures to a detector's file, and what became of it since."""
