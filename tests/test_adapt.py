@@ -305,3 +305,111 @@ def test_values_of_options_that_cannot_be(option, message, capsys):
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["adapt", "--real=R", "--fake=F", "--out=O", option])
     assert message in capsys.readouterr().err
+
+
+# Corrections, what the file tells of all this, and whether it still holds.
+
+
+@pytest.fixture(scope="module")
+def corrected(adapted, pictures, tmp_path_factory):
+    """(folder, corrections) of a second adaptation, by corrections alone."""
+    folder = tmp_path_factory.mktemp("corrected")
+    wrong = _fill(folder / "wrong", "upsampled", 500, number=3)
+    rows = [[str(path), "fake"] for path in sorted(wrong.iterdir())]
+    with (folder / "results.csv").open("w", newline="") as table:
+        csv.writer(table).writerows([["path", "label"], *rows])
+    start = adapted[0] / "new.safetensors"
+    kept = _kept(pictures, folder) | {"real": "", "fake": ""}
+    given = options(pictures, folder / "newer.safetensors", start, **kept)
+    given = dataclasses.replace(given, corrections=str(folder / "results.csv"))
+    assert adapt.adapt(given) == 0
+    return folder, [path for path, _ in rows]
+
+
+def test_corrections_are_trained_on_beside_what_is_known(corrected):
+    folder, wrong = corrected
+    known = detector.load(folder / "newer.safetensors").card["trained_on"][0]
+    with Run(folder / "work" / "run") as run:
+        digests = set(run.best.lineage.latest.counts)
+    assert known["folder"] == "old" and {known["real"], known["fake"]} == digests
+    links = (folder / "work" / "data" / "old" / "corrections" / "fake").iterdir()
+    assert sorted(os.path.realpath(link) for link in links) == [
+        os.path.realpath(path) for path in wrong
+    ]
+
+
+def test_the_file_tells_of_every_adaptation(adapted, corrected, start, capsys):
+    folder, wrong = corrected
+    first, second = detector.load(folder / "newer.safetensors").card["adaptations"]
+    assert detector.load(adapted[0] / "new.safetensors").card["adaptations"] == [first]
+    assert [each["name"] for each in first["sets"]] == ["mine", "before"]
+    assert [each["old"] for each in first["sets"]] == [False, True]
+    assert (first["corrections"], second["corrections"]) == (0, len(wrong))
+    assert first["start"].startswith("tuned (") and second["start"].startswith("new (")
+    # The same pictures of the old forgery are tested again, whoever trains on what.
+    (again,) = second["sets"]
+    (once,) = [each for each in first["sets"] if each["old"]]
+    assert again["fingerprint"] == once["fingerprint"]
+    for name, value in again["before"].items():
+        assert value == pytest.approx(once["after"][name])
+    assert cli.main(["show", str(folder / "newer.safetensors")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{second['date']} from new (" in shown
+    assert f"- before (old; {again['real']} real" in shown
+    page = (folder / "newer.report.html").read_text()
+    assert "Each adaptation that led to this detector" in page
+
+
+def test_a_check_finds_the_pictures_that_were_tested(adapted, pictures, capsys):
+    folder, _ = adapted
+    out = folder / "new.safetensors"
+    stated = detector.load(out).card["adaptations"][0]["sets"]
+    sets = [str(pictures / "mine"), str(pictures / "before")]
+    assert cli.main(["check", str(out), *sets]) == 0
+    told = capsys.readouterr().out
+    for each in stated:
+        assert f"AUROC {each['after']['auc']:.3f} on {each['real']} real" in told
+    assert told.count("as its file states") == 2
+
+
+def test_a_check_of_a_worse_detector(adapted, pictures, tmp_path, capsys):
+    """One whose last layer has its classes exchanged, and a set that nobody knows."""
+    folder, _ = adapted
+    contents = file.read(folder / "new.safetensors")
+    arrays = dict(contents.arrays)
+    for name in ("kernel", "bias"):
+        path = f"params/classifier/{name}"
+        arrays[path] = arrays[path][..., ::-1].copy()
+    check_logits = [row[::-1] for row in contents.card["check"]]
+    worse = tmp_path / "worse.safetensors"
+    file.write(worse, arrays, {**contents.card, "check": check_logits})
+    (stated,) = [
+        each["after"]["auc"]
+        for each in contents.card["adaptations"][0]["sets"]
+        if each["old"]
+    ]
+    before = str(pictures / "before")
+    expected = 4 if 1 - stated < stated - 0.02 else 0
+    assert cli.main(["check", str(worse), before]) == expected
+    assert f"AUROC {1 - stated:.3f} on" in capsys.readouterr().out
+    assert expected == 4, "the detector is no better than its opposite"
+    assert cli.main(["check", str(worse), before, "--max-loss=1"]) == 0
+    _fill(tmp_path / "set" / "real", "real", 5000)
+    _fill(tmp_path / "set" / "fake", "blended", 5000)
+    capsys.readouterr()
+    assert cli.main(["check", str(worse), "--all", str(tmp_path / "set")]) == 0
+    told = capsys.readouterr().out
+    assert "on 60 real and 60 fake" in told and "states nothing" in told
+
+
+def test_options_that_need_others(pictures, start, tmp_path):
+    mine = str(pictures / "mine" / "real")
+    out = str(tmp_path / "new.safetensors")
+    for given, message in (
+        ({}, "--real and --fake, or --corrections, found neither"),
+        ({"real": mine}, "found --real without --fake"),
+        ({"fake": mine}, "found --fake without --real"),
+        ({"corrections": mine}, "pictures beside --corrections"),
+    ):
+        with pytest.raises(UserError, match=message):
+            adapt.adapt(adapt.Options(out, start=str(start), **given))

@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -233,4 +232,5 @@ def _opened(path: str) -> str:
     """Undoes `writers.path_text`."""
     if not path.startswith("file:"):
         return path
-    return urllib.request.url2pathname(urllib.parse.urlsplit(path).path)
+    address = path.removeprefix("file://")
+    return os.fsdecode(urllib.parse.unquote_to_bytes(address))
