@@ -170,10 +170,11 @@ def test_a_picture_of_both_folders_is_not_trained_on_and_tested(
 
 @pytest.mark.parametrize("fake", [1, 5, 10])
 def test_class_weights_count_both_classes_the_same(fake):
-    parts = [
-        run_data.Part(None, "train", [], np.arange(12), (10 - fake // 2, 2 + fake // 2))
-    ]
-    parts.append(run_data.Part(None, "train", [], np.arange(8), (5, 3)))
+    parts = []
+    for counts in ((10 - fake // 2, 2 + fake // 2), (5, 3)):
+        records = [{"label": label} for label in (0, 1) for _ in range(counts[label])]
+        indices = np.arange(len(records))
+        parts.append(run_data.Part(None, "train", records, indices, counts))
     data = run_data.RunData(parts, [], TrainedOn({}, "", ""))
     labels = np.repeat([0, 1], [15 - fake // 2, 5 + fake // 2])
     weights = np.array(feed.class_weights(data, "weights"))
