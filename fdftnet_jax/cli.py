@@ -173,6 +173,14 @@ def _add_adapt(subparsers) -> None:
         "it is mixed in, another is tested; can be given several times",
     )
     parser.add_argument(
+        "--faces",
+        choices=("auto", "whole", "crop"),
+        default="auto",
+        help="crop: cut the faces out of pictures and videos first; whole: take "
+        "pictures as they are; auto (default): as the detector of --from works, "
+        "without one crop where there are videos",
+    )
+    parser.add_argument(
         "--group-by",
         default="picture",
         metavar="RULE",

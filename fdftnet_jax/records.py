@@ -20,7 +20,6 @@ from fdftnet_jax.paper_sets import sets
 from fdftnet_jax.weights.pretrained import WeightsInfo
 
 CALIBRATION_VERSION = 1
-REAL, FAKE, UNDECIDED = "real", "fake", "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,42 +260,12 @@ class CheckpointRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class Thresholds:
-    """Turns scores into verdicts: real below `lower`, fake from `upper` on.
-
-    Between the two a score is too close to call, and the verdict is `UNDECIDED`. Where
-    both are the same, every score is decided.
-
-    Attributes:
-      lower: the lowest score that is not called real.
-      upper: the lowest score that is called fake, at least `lower`.
-    """
-
-    lower: float
-    upper: float
-
-    def verdicts(self, scores: npt.ArrayLike) -> np.ndarray:
-        """REAL, FAKE or UNDECIDED for each score.
-
-        Args:
-          scores: [...], on the scale of the two thresholds: logits, or probabilities.
-
-        Returns:
-          [...] str.
-        """
-        scores = np.asarray(scores)
-        not_fake = np.where(scores < self.lower, REAL, UNDECIDED)
-        return np.where(scores >= self.upper, FAKE, not_fake)
-
-
-@dataclasses.dataclass(frozen=True)
 class Calibration:
     """How scores become probabilities and verdicts (`evaluation.calibration`).
 
     Attributes:
       rule: of the threshold: 'eer', the false positive rate being nearest to the false
-        negative rate, 'fpr', the most fakes called so within a false positive rate, or
-        'band', two thresholds between which a picture is undecided.
+        negative rate, or 'fpr', the most fakes called so within a false positive rate.
       fpr: of the rule 'fpr', in [0, 1].
       prior: share of fakes among the pictures to be scored, in (0, 1).
       training_prior: share of fakes among the images of the training.
@@ -311,11 +280,6 @@ class Calibration:
       checkpoint_step: of the checkpoint that was calibrated.
       checkpoint_digest: of its arrays.
       fingerprint: of the validation split.
-      max_wrong: of the rule 'band', the largest share of wrong verdicts among the
-        pictures that are decided, in (0, 0.5).
-      lower_logit: of the rule 'band', the lowest logit that is not called real; None of
-        the other rules, by which a logit below `threshold_logit` is called real.
-      lower_probability: P(fake) of that logit.
     """
 
     rule: str
@@ -333,9 +297,6 @@ class Calibration:
     checkpoint_step: int = 0
     checkpoint_digest: str = ""
     fingerprint: str = ""
-    max_wrong: float = 0.02
-    lower_logit: float | None = None
-    lower_probability: float | None = None
 
     @property
     def num_images(self) -> int:
@@ -343,18 +304,10 @@ class Calibration:
         return self.num_real + self.num_fake
 
     @property
-    def thresholds(self) -> Thresholds:
-        """The thresholds on logits, which are one unless the rule is 'band'."""
-        upper, lower = self.threshold_logit, self.lower_logit
-        return Thresholds(upper if lower is None else lower, upper)
-
-    @property
     def rule_in_words(self) -> str:
         """How the threshold was chosen."""
         if self.rule == "eer":
             return "equal error rates on validation"
-        if self.rule == "band":
-            return f"at most {self.max_wrong:.3g} of the verdicts on validation wrong"
         return f"at most {self.fpr:.3g} of validation's real images"
 
     def probability(self, logit: npt.ArrayLike) -> np.ndarray:
@@ -363,7 +316,7 @@ class Calibration:
 
     def called_fake(self, logit: npt.ArrayLike) -> np.ndarray:
         """Whether the logits of scores are called fake."""
-        return self.thresholds.verdicts(logit) == FAKE
+        return np.asarray(logit) >= self.threshold_logit
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON."""
@@ -372,11 +325,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration | None":
         """What `to_dict` gave; None for anything else, such as another version's."""
-        fields = dataclasses.fields(cls)
-        # Files from before the rule 'band' lack its fields.
-        band = ("max_wrong", "lower_logit", "lower_probability")
-        values = {f.name: f.default for f in fields if f.name in band} | dict(values)
-        names = {field.name for field in fields}
+        names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != {"schema_version", *names}:
             return None
         if values["schema_version"] != CALIBRATION_VERSION:

@@ -8,6 +8,7 @@ workdir of the cache:
     data/new/NAME/{real,fake}    links to the folders of the new forgery
     data/new/NAME/corrections/   links to pictures that a detector got wrong
     data/old/{real,fake}/...     links to the folders of the old ones
+    data/given/                  the same links, where faces are cut out for data/
     run/                         the training, a workdir like any other
 
 The same command goes on where it stopped.
@@ -28,7 +29,7 @@ import ml_collections
 import numpy as np
 
 from fdftnet_jax import files
-from fdftnet_jax.adaptation import folders, tested
+from fdftnet_jax.adaptation import faces, folders, tested
 from fdftnet_jax.adaptation.tested import Scored, Tested
 from fdftnet_jax.data import caches, forgery_faces, images
 from fdftnet_jax.data.preprocess import Preprocessing
@@ -46,8 +47,10 @@ from fdftnet_jax.weights import published
 EXIT_FORGOTTEN = 4
 # Shares of the pictures of every forgery.
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15, "finetune": 0.0}
-# Groups by the name of the innermost folder, which is the same below any link.
+# Groups by the name of a picture's folder, which is the same below any link; with
+# faces cut out, by that of the folder of the picture or video.
 _BY_FOLDER = r"([^/]+)/[^/]*$"
+_BY_FOLDER_OF_SOURCE = r"([^/]+)/[^/]+/[^/]*$"
 # Pictures at a time of the detector that a training started from.
 _CHUNK = 32
 # Scores the test split of a data set.
@@ -67,6 +70,7 @@ class Options:
       corrections: a CSV file or a folder (see `folders.read_corrections`); '' for none.
       group_by: what must not be split apart: 'picture', 'folder' (pictures of the same
         innermost folder), or a regex on the path below the class folder.
+      faces: 'crop', 'whole' or 'auto', see `faces.crops_for`.
       workdir: folder of the run; '' is one of the cache that follows from the rest.
       max_forgetting: the largest loss of AUROC on an old forgery, in [0, 1], by the
         upper end of its 95 % interval.
@@ -83,6 +87,7 @@ class Options:
     old: tuple[str, ...] = ()
     corrections: str = ""
     group_by: str = "picture"
+    faces: str = "auto"
     workdir: str = ""
     max_forgetting: float = 0.02
     epochs: int = 0
@@ -158,7 +163,9 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
     config = defaults.get_config()
     config.model.backbone = "efficientnet_lite0"
     config.update_from_flattened_dict(defaults.FROM_IMAGENET)
-    _start_from(options.start, config)
+    crops = faces.crops_for(
+        options.faces, _start_from(options.start, config), _given(options)
+    )
     config.seed = options.seed
     # The loss counts real and fake pictures the same, however many there are of each.
     config.class_balance = "weights"
@@ -171,56 +178,67 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
     config.data.duplicates = "drop"
     config.data.max_rejected = 0.5
     config.data.fractions.update(FRACTIONS)
-    by_folder = options.group_by == "folder"
-    config.data.group_by = _BY_FOLDER if by_folder else options.group_by
+    config.data.group_by = {
+        "picture": faces.BY_SOURCE if crops else "picture",
+        "folder": _BY_FOLDER_OF_SOURCE if crops else _BY_FOLDER,
+    }.get(options.group_by, options.group_by)
     corrections = None
     if options.corrections:
         corrections = folders.read_corrections(options.corrections)
-    old = workdir / "data" / "old"
-    if not options.fake:
-        # What is known is trained on as it is, with the corrections.
-        folders.lay_out_old(old, options.old, corrections)
-        config.data.dir, config.data.replay = str(old), 0
-        return config.lock()
-    new = workdir / "data" / "new" / folders.called(options.fake)
-    classes = {"real": options.real, "fake": options.fake}
-    folders.lay_out(new, classes, corrections)
-    config.data.dir = str(new)
-    if not options.old:
+    data = workdir / "data"
+    given = data / "given" if crops and crops.rules else data
+    used = []
+    if options.fake:
+        name = folders.called(options.fake)
+        used.append(f"new/{name}")
+        # With faces cut out, the first folder below fake/ would be that of a picture.
+        below = f"/{name}" if crops else ""
+        classes = {f"real{below}": options.real, f"fake{below}": options.fake}
+        folders.lay_out(given / used[0], classes, corrections)
+        corrections = None
+    if options.old:
+        # Without a new forgery, what is known is trained on with the corrections.
+        used.append("old")
+        folders.lay_out_old(given / "old", options.old, corrections)
+    if crops:
+        for name in used:
+            crops.make(given / name, data / name)
+    config.data.dir, *replayed = (str(data / name) for name in used)
+    if replayed:
+        [config.data.replay_dir] = replayed
+    else:
         config.data.replay = 0
-        return config.lock()
-    folders.lay_out_old(old, options.old)
-    config.data.replay_dir = str(old)
     return config.lock()
 
 
-def _start_from(start: str, config: ml_collections.ConfigDict) -> None:
-    """Sets what a training from this start needs."""
+def _given(options: Options) -> list[str]:
+    """The folders of pictures."""
+    paths = (options.real, options.fake, *options.old)
+    return [path for path in paths if path]
+
+
+def _start_from(
+    start: str, config: ml_collections.ConfigDict
+) -> Mapping[str, Any] | None:
+    """Sets what a training from this start needs; returns the rules of its faces."""
     config.init_from = os.path.realpath(start) if os.path.exists(start) else start
     by_name = (start, config.model.backbone) in published.FILES
     if by_name and not os.path.exists(start):
-        return
+        return None
     model: Mapping[str, Any]
     if file.is_detector(start):
         card = file.read(start).card
-        model, faces = card["model"], card["faces"]
+        model, rules = card["model"], card["faces"]
         trained = Preprocessing.from_dict(card["preprocessing"])
     elif os.path.isdir(start):
         with Run(start) as run:
             record = run.best
-        model, faces = record.model, record.lineage.latest.faces
+        model, rules = record.model, record.lineage.latest.faces
         trained = record.preprocessing
     else:
         raise UserError(
             "expected a detector's file, the workdir of a run or imagenet to start "
             f"from, found {start!r}; give one with --from"
-        )
-    if faces is not None:
-        raise UserError(
-            f"{start} works on faces that were cut out by experiments.prepare_faces, "
-            "which this command does not do: cut out those of the new pictures so, and "
-            "give `python -m experiments.finetune --config.init_from="
-            f"{start}`"
         )
     config.model.backbone = model["backbone"]
     config.data.scaling = trained.scaling
@@ -234,6 +252,7 @@ def _start_from(start: str, config: ml_collections.ConfigDict) -> None:
         config.init_heads = True
         known = set(config.model)
         config.model.update({k: v for k, v in model.items() if k in known})
+    return rules
 
 
 def _check(options: Options) -> None:
@@ -242,7 +261,7 @@ def _check(options: Options) -> None:
         given, lacking = ("--real", "--fake")[:: 1 if options.real else -1]
         raise UserError(f"found {given} without {lacking}: give both")
     if options.real:
-        folders.check(options.real, options.fake)
+        folders.check(options.real, options.fake, videos=options.faces != "whole")
     elif not options.corrections:
         raise UserError(
             "expected --real and --fake, or --corrections, found neither: give the "
@@ -275,7 +294,7 @@ def _workdir(options: Options) -> Path:
         start = os.path.realpath(start)
     if file.is_detector(options.start):
         start = file.read(options.start).digest
-    settings = [options.epochs, options.seed, options.group_by]
+    settings = [options.epochs, options.seed, options.group_by, options.faces]
     work = json.dumps([places, old, corrections, start, settings])
     digest = hashlib.sha256(work.encode()).hexdigest()[:12]
     name = f"{folders.called(options.fake or options.old[0])}-{digest}"

@@ -23,33 +23,32 @@ _DELIMITERS = ",;\t"
 Corrections = Mapping[str, Sequence[str]]
 
 
-def check(real: str, fake: str) -> None:
-    """Raises UserError for two folders that no detector can be made of."""
+def check(real: str, fake: str, *, videos: bool) -> None:
+    """Raises UserError for two folders that no detector can be made of.
+
+    Args:
+      real: of real pictures.
+      fake: of forged ones.
+      videos: whether faces may be cut out of videos, which give many pictures each.
+    """
     for flag, path in (("--real", real), ("--fake", fake)):
         if not os.path.isdir(path):
             raise UserError(f"expected a folder of pictures at {flag}, found no {path}")
         names = splits.walk(Path(path))
-        number = sum(Path(name).suffix.lower() in images.SUFFIXES for name in names)
+        suffixes = [Path(name).suffix.lower() for name in names]
+        number = sum(suffix in images.SUFFIXES for suffix in suffixes)
+        if videos and any(suffix in kinds.VIDEO_SUFFIXES for suffix in suffixes):
+            continue
         if number < _FEWEST:
             raise UserError(
                 f"{path} has {counted(number, 'picture')}: expected {_FEWEST} or more, "
-                f"to train on some and test on others{_videos(names)}"
+                "to train on some and test on others; add pictures"
             )
     if os.path.realpath(real) == os.path.realpath(fake):
         raise UserError(
             f"--real and --fake are the same folder, {real}: give the real pictures "
             "and the forged ones apart"
         )
-
-
-def _videos(names: Sequence[str]) -> str:
-    number = sum(Path(name).suffix.lower() in kinds.VIDEO_SUFFIXES for name in names)
-    if not number:
-        return "; add pictures"
-    return (
-        f"; it has {counted(number, 'video')}, whose faces experiments.prepare_faces "
-        "cuts out"
-    )
 
 
 def both(folder: str) -> dict[str, Path]:
@@ -168,10 +167,10 @@ def read_corrections(path: str) -> Corrections:
 
 def _of_folder(folder: str) -> Corrections:
     found: dict[str, list[str]] = {}
+    usable = {*images.SUFFIXES, *kinds.VIDEO_SUFFIXES}
     for name, path in splits.class_folders(folder).items():
         inside = [path / each for each in splits.walk(path)]
-        is_picture = [each.suffix.lower() in images.SUFFIXES for each in inside]
-        found[name] = [str(p) for p, ok in zip(inside, is_picture, strict=True) if ok]
+        found[name] = [str(p) for p in inside if p.suffix.lower() in usable]
     return found
 
 
@@ -190,8 +189,8 @@ def _of_table(path: str) -> Corrections:
         picture = _opened(row["path"])
         if row.get("kind") == "video":
             raise UserError(
-                f"{where} labels a video, {picture}: expected pictures; cut out its "
-                "faces with experiments.prepare_faces and give a folder of them"
+                f"{where} labels a video, {picture}: expected pictures; give a folder "
+                "with the video in real/ or fake/"
             )
         if not os.path.isfile(picture):
             raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 
 from fdftnet_jax import files
-from fdftnet_jax.data import images
+from fdftnet_jax.data import images, kinds
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.faces import choice, videos
 from fdftnet_jax.faces.detection import FaceDetector
@@ -110,7 +111,7 @@ class Preparer:
         record = Record(stamp, [], [], 0)
         written = 0
         rules = self._rules
-        for frame in videos.read(task.path, rules.every, rules.max_frames):
+        for frame in _frames(task.path, rules):
             if frame.pixels is None:
                 record.rejected.append([frame.number, frame.problem, ""])
                 continue
@@ -144,6 +145,21 @@ class Preparer:
                 (self._temporary / crop_name(*row[:2])).unlink()
                 rejected.append([row[0], ANOTHER, f"{side} of {usual:g} pixels"])
         return record._replace(crops=crops, rejected=sorted(rejected))
+
+
+def _frames(path: str, rules: Rules) -> Iterator[videos.Frame]:
+    """The frames of a video that are looked at; a picture is one.
+
+    Raises:
+      VideoError: the file cannot be read.
+    """
+    if kinds.kind_of(path) == kinds.IMAGE:
+        try:
+            yield videos.Frame(0, 0.0, images.decode(path))
+        except images.ImageError as error:
+            raise videos.VideoError(path, error.reason) from error
+        return
+    yield from videos.read(path, rules.every, rules.max_frames)
 
 
 def crop_name(frame: int, face: int) -> str:

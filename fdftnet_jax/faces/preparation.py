@@ -1,7 +1,8 @@
 """Cuts the faces out of videos, to a folder of crops that the data sets read.
 
 Each video below a folder becomes a folder at the same place below another:
-`a/b/003.mp4` becomes `a/b/003/<frame>_<face>.png`. Such a folder takes its name when
+`a/b/003.mp4` becomes `a/b/003/<frame>_<face>.png`. (So does a picture, a video of one
+frame, where that is asked.) Such a folder takes its name when
 it is complete, with a record of what is in it (`.prepared.json`), so that a killed run
 goes on with the videos that are not done.
 """
@@ -70,6 +71,7 @@ def prepare(
     output: str | os.PathLike[str],
     detectors: dict[str, type[FaceDetector]] = DETECTORS,
     *,
+    pictures: bool = False,
     replace: bool = False,
 ) -> Summary:
     """Cuts the faces out of a video, or all videos of a folder; resumes earlier work.
@@ -84,6 +86,7 @@ def prepare(
       source: the folder, or the video. Hidden files are ignored, links are followed.
       output: where crops go.
       detectors: what `config.detector` may be.
+      pictures: whether pictures count as videos of one frame.
       replace: whether crops that were prepared otherwise may be replaced.
 
     Raises:
@@ -98,7 +101,8 @@ def prepare(
     detector = detectors[config.detector]
     rules = _rules(config, detector)
     output = Path(splits.resolve(output))
-    tasks, left_aside = _tasks(splits.resolve(source), output)
+    sought = (kinds.VIDEO, kinds.IMAGE)[: 1 + pictures]
+    tasks, left_aside = _tasks(splits.resolve(source), output, sought)
     for task in tasks:
         _source_of(task.video, config.source_by)
     files.check_no_input(output, "--output", [source])
@@ -166,7 +170,9 @@ def _preparation(detector: type[FaceDetector], rules: Rules) -> dict[str, Any]:
     }
 
 
-def _tasks(source: str, output: Path) -> tuple[list[Task], dict[str, int]]:
+def _tasks(
+    source: str, output: Path, sought: Sequence[str]
+) -> tuple[list[Task], dict[str, int]]:
     """Lists the videos of a folder, sorted by path, or the one that `source` is.
 
     Returns:
@@ -189,7 +195,7 @@ def _tasks(source: str, output: Path) -> tuple[list[Task], dict[str, int]]:
                 f"{error.strerror or error}; change its permissions, or move it "
                 "elsewhere"
             ) from error
-    paths = [p for p in listed if kinds.kind_of(str(root / p)) == kinds.VIDEO]
+    paths = [p for p in listed if kinds.kind_of(str(root / p)) in sought]
     others = sorted(set(listed) - set(paths))
     left_aside = Counter(PurePosixPath(p).suffix.lower() for p in others)
     if not paths:
