@@ -241,14 +241,6 @@ def test_a_workdir_of_other_folders(adapted, pictures, start):
         adapt.adapt(options(pictures, folder / "x.safetensors", start, **given))
 
 
-def test_a_detector_of_faces(pictures, start, tmp_path, monkeypatch):
-    contents = file.read(start)
-    contents.card["faces"] = {"margin": 0.3}
-    monkeypatch.setattr(file, "read", lambda path: contents)
-    with pytest.raises(UserError, match=r"cut out by experiments\.prepare_faces"):
-        adapt.adapt(options(pictures, tmp_path / "new.safetensors", start))
-
-
 def test_the_command_line_gives_the_options():
     given = cli.parser().parse_args(
         [

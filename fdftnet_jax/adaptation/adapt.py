@@ -121,11 +121,11 @@ def adapt(options: Options) -> int:
         files.check_no_input(path, "the output", sources)
     _check(options)
     workdir = _workdir(options)
-    config = make_config(options, workdir)
     say(
         f"adapting {options.start} to {options.fake or options.corrections}, in "
         f"{workdir}; after a stop the same command goes on"
     )
+    config = make_config(options, workdir)
     loop.train_and_evaluate(config, str(workdir / "run"))
     with Run(workdir / "run") as run:
         calibrated = calibration.for_run(run)

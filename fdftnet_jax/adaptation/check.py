@@ -2,15 +2,17 @@
 
 import argparse
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from fdftnet_jax import files
-from fdftnet_jax.adaptation import adapt, tested
+from fdftnet_jax.adaptation import adapt, faces, folders, tested
 from fdftnet_jax.data import caches, folder
 from fdftnet_jax.detector import detector
 from fdftnet_jax.errors import UserError
@@ -112,6 +114,7 @@ def _pictures(
     name: str, known: detector.Detector, group_by: str, split: str | None
 ) -> _Pictures:
     """The pictures of one split of a set, or of all."""
+    name = _as_trained(name, known)
     rules = folder.Rules(
         fractions=adapt.FRACTIONS,
         group_by=group_by,
@@ -138,6 +141,19 @@ def _pictures(
         labels,
         [os.path.join(found.dir, example.path) for example in examples],
     )
+
+
+def _as_trained(name: str, known: detector.Detector) -> str:
+    """A set, or the folder of its face crops where the detector works on faces."""
+    classes = [str(path) for path in folders.both(name).values()]
+    rules = known.card["faces"]
+    crops = rules and faces.crops_for("auto", rules, classes)
+    if not (crops and crops.rules):
+        return name
+    of = hashlib.sha256(f"{os.path.realpath(name)} {rules}".encode()).hexdigest()[:12]
+    output = caches.cache_dir("") / "crops" / of
+    crops.make(Path(name), output)
+    return str(output)
 
 
 def _logits(known: detector.Detector, paths: Sequence[str], name: str) -> np.ndarray:

@@ -56,7 +56,7 @@ def both(folder: str) -> dict[str, Path]:
     found = splits.class_folders(folder)
     if set(found) != set(splits.CLASSES):
         raise UserError(
-            f"expected --old {folder} to hold real/ and fake/, found "
+            f"expected {folder} to hold real/ and fake/, found "
             f"{', '.join(found) or 'neither'}; give the folder that holds both"
         )
     return found
