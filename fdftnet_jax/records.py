@@ -20,6 +20,7 @@ from fdftnet_jax.paper_sets import sets
 from fdftnet_jax.weights.pretrained import WeightsInfo
 
 CALIBRATION_VERSION = 1
+REAL, FAKE, UNDECIDED = "real", "fake", "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,12 +261,42 @@ class CheckpointRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Turns scores into verdicts: real below `lower`, fake from `upper` on.
+
+    Between the two a score is too close to call, and the verdict is `UNDECIDED`. Where
+    both are the same, every score is decided.
+
+    Attributes:
+      lower: the lowest score that is not called real.
+      upper: the lowest score that is called fake, at least `lower`.
+    """
+
+    lower: float
+    upper: float
+
+    def verdicts(self, scores: npt.ArrayLike) -> np.ndarray:
+        """REAL, FAKE or UNDECIDED for each score.
+
+        Args:
+          scores: [...], on the scale of the two thresholds: logits, or probabilities.
+
+        Returns:
+          [...] str.
+        """
+        scores = np.asarray(scores)
+        not_fake = np.where(scores < self.lower, REAL, UNDECIDED)
+        return np.where(scores >= self.upper, FAKE, not_fake)
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """How scores become probabilities and verdicts (`evaluation.calibration`).
 
     Attributes:
       rule: of the threshold: 'eer', the false positive rate being nearest to the false
-        negative rate, or 'fpr', the most fakes called so within a false positive rate.
+        negative rate, 'fpr', the most fakes called so within a false positive rate, or
+        'band', two thresholds between which a picture is undecided.
       fpr: of the rule 'fpr', in [0, 1].
       prior: share of fakes among the pictures to be scored, in (0, 1).
       training_prior: share of fakes among the images of the training.
@@ -280,6 +311,11 @@ class Calibration:
       checkpoint_step: of the checkpoint that was calibrated.
       checkpoint_digest: of its arrays.
       fingerprint: of the validation split.
+      max_wrong: of the rule 'band', the largest share of wrong verdicts among the
+        pictures that are decided, in (0, 0.5).
+      lower_logit: of the rule 'band', the lowest logit that is not called real; None of
+        the other rules, by which a logit below `threshold_logit` is called real.
+      lower_probability: P(fake) of that logit.
     """
 
     rule: str
@@ -297,6 +333,9 @@ class Calibration:
     checkpoint_step: int = 0
     checkpoint_digest: str = ""
     fingerprint: str = ""
+    max_wrong: float = 0.02
+    lower_logit: float | None = None
+    lower_probability: float | None = None
 
     @property
     def num_images(self) -> int:
@@ -304,10 +343,38 @@ class Calibration:
         return self.num_real + self.num_fake
 
     @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds on logits, which are one unless the rule is 'band'."""
+        upper, lower = self.threshold_logit, self.lower_logit
+        return Thresholds(upper if lower is None else lower, upper)
+
+    def described_thresholds(self) -> dict[str, Any]:
+        """The thresholds as logits and probabilities, ready for JSON.
+
+        Returns:
+          `logit` and `probability` from which a picture is called fake, what that is a
+          `probability_of`, and by the rule 'band' `lower_logit` and
+          `lower_probability`, below which it is called real.
+        """
+        described = {
+            "logit": self.threshold_logit,
+            "probability": self.threshold_probability,
+            "probability_of": "calibrated",
+        }
+        if self.lower_logit is not None:
+            described |= {
+                "lower_logit": self.lower_logit,
+                "lower_probability": self.lower_probability,
+            }
+        return described
+
+    @property
     def rule_in_words(self) -> str:
         """How the threshold was chosen."""
         if self.rule == "eer":
             return "equal error rates on validation"
+        if self.rule == "band":
+            return f"at most {self.max_wrong:.3g} of the verdicts on validation wrong"
         return f"at most {self.fpr:.3g} of validation's real images"
 
     def probability(self, logit: npt.ArrayLike) -> np.ndarray:
@@ -316,7 +383,7 @@ class Calibration:
 
     def called_fake(self, logit: npt.ArrayLike) -> np.ndarray:
         """Whether the logits of scores are called fake."""
-        return np.asarray(logit) >= self.threshold_logit
+        return self.thresholds.verdicts(logit) == FAKE
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON."""
@@ -325,6 +392,9 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration | None":
         """What `to_dict` gave; None for anything else, such as another version's."""
+        # Files from before the rule 'band' lack its fields.
+        band = {"max_wrong": 0.02, "lower_logit": None, "lower_probability": None}
+        values = {**band, **values}
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != {"schema_version", *names}:
             return None

@@ -35,6 +35,7 @@ from fdftnet_jax.records import Calibration, CheckpointRecord, Evaluation
 # Changing these changes no number of a run, so a resumed one may.
 _FREE_KEYS = (
     "calibration.fpr",
+    "calibration.max_wrong",
     "calibration.prior",
     "calibration.rule",
     "data.cache_dir",

@@ -71,6 +71,12 @@ def test_it_is_made_once(run, scored):
     assert calibration.for_run(Run(run)) == other
     assert calibration.for_run(Run(run), Options("fpr", 0.2, 0)) == other
     assert len(scored) == 2
+    band = calibration.for_run(Run(run), Options("band", max_wrong=0.3))
+    assert calibration.for_run(Run(run), Options("band", max_wrong=0.3)) == band
+    assert len(scored) == 3
+    other = calibration.for_run(Run(run), Options("band", max_wrong=0.1))
+    assert (band.max_wrong, other.max_wrong) == (0.3, 0.1)
+    assert len(scored) == 4
 
 
 def test_it_follows_the_config_and_the_defaults_where_that_is_lost(run):

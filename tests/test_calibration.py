@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -228,7 +229,142 @@ def test_nothing_within_the_rate_is_fake():
     ]
 
 
-@pytest.mark.parametrize("rule", ["eer", "fpr"])
+# The band.
+
+
+def judged(labels, ranking, lower, upper, prior):
+    """Exact (share decided, share of all wrong, false and missed), at a prior."""
+    labels, ranking = labels.tolist(), ranking.tolist()
+    num_fake = sum(labels)
+    of_class = [(1 - prior) / (len(labels) - num_fake), prior / num_fake]
+    decided = wrong = Fraction(0)
+    errors = [0, 0]
+    for label, logit in zip(labels, ranking, strict=True):
+        if lower <= logit < upper:
+            continue
+        decided += of_class[label]
+        if (logit >= upper) != bool(label):
+            wrong += of_class[label]
+            errors[label] += 1
+    rates = Fraction(errors[0], len(labels) - num_fake), Fraction(errors[1], num_fake)
+    return decided, wrong, rates
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_other_pair_of_thresholds_decides_more(seed):
+    """All pairs are tried, in fractions."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(rng.integers(2, 26)) % 3 % 2)
+    ranking = np.round(rng.normal(size=labels.size) + 2 * labels, seed % 3)
+    prior = Fraction(int(rng.integers(1, 10)), 10)
+    bound = Fraction(int(rng.choice([1, 5, 10, 25, 40])), 100)
+    places = [*np.unique(ranking), np.inf]
+    every = [
+        judged(labels, ranking, lower, upper, prior)
+        for number, lower in enumerate(places)
+        for upper in places[number:]
+    ]
+    within = [found for found in every if found[1] <= bound * found[0]]
+    found = calibration.choose_band(labels, ranking, float(prior), float(bound))
+    assert found[0] <= found[1] and np.isfinite(found).all()
+    chosen = judged(labels, ranking, *found, prior)
+    assert chosen in within
+    most = max(decided for decided, *_ in within)
+    assert chosen[0] == most
+    balance = min(
+        (abs(false - missed), false + missed)
+        for decided, _, (false, missed) in within
+        if decided == most
+    )
+    assert (abs(chosen[2][0] - chosen[2][1]), sum(chosen[2])) == balance
+
+
+@pytest.mark.parametrize("max_wrong", [0.001, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("prior", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("spread", [0.0, 1.5, 4.0])
+def test_among_the_decided_no_more_than_the_bound_are_wrong(spread, prior, max_wrong):
+    labels, ranking = simulated(1500, prior=0.3, spread=spread, seed=7)
+    if not spread:  # Scores that mean nothing.
+        ranking = np.random.default_rng(1).normal(size=labels.size)
+    made = fit(labels, ranking, rule="band", max_wrong=max_wrong, prior=prior)
+    real, fake = ranking < made.lower_logit, ranking >= made.threshold_logit
+    assert not (real & fake).any()
+    rates = [
+        (share[labels == 0].mean(), share[labels == 1].mean()) for share in (real, fake)
+    ]
+    (right_real, missed), (alarms, right_fake) = rates
+    wrong = (1 - prior) * alarms + prior * missed
+    decided = wrong + (1 - prior) * right_real + prior * right_fake
+    assert wrong <= max_wrong * decided + 1e-9
+    assert made.validation["share_decided"] == pytest.approx(decided)
+    if decided:
+        share = wrong / decided
+        assert made.validation["wrong_of_decided"] == pytest.approx(share)
+    accuracy = np.mean(np.where(labels == 1, fake, real))
+    assert made.validation["accuracy_at_threshold"] == pytest.approx(accuracy)
+    few = any("validation is decided, the rest is too close" in n for n in made.notes)
+    assert few == (decided < 0.5)
+
+
+def test_the_band_is_empty_where_everything_may_be_decided():
+    labels = np.array([0, 0, 1, 1] * 50)
+    made = fit(labels, np.tile([-3, -2, 1, 4.0], 50), rule="band")
+    assert made.lower_logit == made.threshold_logit == -0.5
+    assert made.validation["share_decided"] == 1 and made.notes == []
+    # Within the bound a twentieth of each class may be wrong.
+    ranking = np.tile([-3, -2, 1, 4.0], 50)
+    ranking[[0, 1, 2, 3]] *= -1
+    made = fit(labels, ranking, rule="band", max_wrong=0.05)
+    even = fit(labels, ranking, rule="eer")
+    assert made.lower_logit == made.threshold_logit == even.threshold_logit
+
+
+def test_between_the_thresholds_the_verdict_is_undecided():
+    labels, ranking = simulated(500, spread=1.5)
+    made = fit(labels, ranking, rule="band", max_wrong=0.05, prior=0.2)
+    low, high = made.lower_logit, made.threshold_logit
+    assert low < high
+    places = [
+        np.nextafter(low, -9),
+        low,
+        (low + high) / 2,
+        np.nextafter(high, -9),
+        high,
+    ]
+    expected = ["real", "undecided", "undecided", "undecided", "fake"]
+    assert made.thresholds.verdicts(places).tolist() == expected
+    assert made.called_fake(places).tolist() == [v == "fake" for v in expected]
+    for logit, probability in (
+        (low, made.lower_probability),
+        (high, made.threshold_probability),
+    ):
+        assert made.probability(logit) == pytest.approx(probability)
+    assert made.rule_in_words == "at most 0.05 of the verdicts on validation wrong"
+
+
+def test_validation_that_is_too_small_for_the_bound():
+    labels = np.array([0, 1] * 20)
+    ranking = np.linspace(-1, 1, 40) + labels
+    made = fit(labels, ranking, rule="band")
+    assert made.validation["wrong_of_decided"] == 0
+    assert made.notes[-1] == (
+        "validation has 40 images, too few to tell a share of 0.02 wrong verdicts from "
+        "0: the thresholds allow none"
+    )
+    assert "too few" not in " ".join(
+        fit(labels, ranking, rule="band", max_wrong=0.03).notes
+    )
+
+
+def test_a_detector_of_which_nothing_can_be_decided():
+    labels = np.array([0, 1] * 200)
+    made = fit(labels, -1.0 * labels, rule="band")
+    assert set(made.thresholds.verdicts(-1.0 * labels)) == {"undecided"}
+    assert made.validation["share_decided"] == 0
+    assert "wrong_of_decided" not in made.validation
+
+
+@pytest.mark.parametrize("rule", ["eer", "fpr", "band"])
 @pytest.mark.parametrize("value", [0.0, -4.0])
 def test_scores_that_are_all_equal(rule, value):
     made = fit([0, 1, 0, 1], [value] * 4, rule=rule)
@@ -266,11 +402,22 @@ def test_what_cannot_be_calibrated(labels, logits, message):
 # In a file.
 
 
-def test_a_file_gives_back_every_bit():
+@pytest.mark.parametrize("rule", ["fpr", "band"])
+def test_a_file_gives_back_every_bit(rule):
     labels, ranking = simulated(100)
-    made = fit(labels, ranking, rule="fpr")
+    made = fit(labels, ranking, rule=rule, max_wrong=0.1)
     text = json.dumps(made.to_dict(), allow_nan=False)
     assert records.Calibration.from_dict(json.loads(text)) == made
+
+
+def test_a_file_from_before_the_band():
+    labels, ranking = simulated(100)
+    made = fit(labels, ranking)
+    found = made.to_dict()
+    for name in ("max_wrong", "lower_logit", "lower_probability"):
+        del found[name]
+    assert records.Calibration.from_dict(found) == made
+    assert made.thresholds.lower == made.thresholds.upper == made.threshold_logit
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 0}, {"more": 1}, {"fpr": None}])

@@ -12,11 +12,14 @@ which is what z has learned. The shift is Bayes' rule: where fakes have another 
 `prior`, of the pictures to be scored, and each class looks as it did, the log odds of
 every picture move by the difference of the prior log odds. Temperature and prior change
 how sure a verdict is, not which it is.
+
+The rule 'band' has two thresholds, and the prior counts for them: real below the lower
+one, fake from the upper one on, and undecided between.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,14 @@ from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import metrics, scoring
-from fdftnet_jax.records import Calibration, Lineage
+from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Calibration, Lineage
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import processes
 
 # The temperature of a detector that ranks images worse than chance has no upper end.
 TEMPERATURES = (0.01, 100.0)
+# Two shares that differ by less are the same.
+_ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +46,19 @@ class Options:
 
     Attributes:
       rule: of the threshold: 'eer', the false positive rate being nearest to the false
-        negative rate, or 'fpr', the most fakes called so within a false positive rate.
+        negative rate, 'fpr', the most fakes called so within a false positive rate, or
+        'band', two thresholds between which a picture is undecided.
       fpr: of the rule 'fpr', in [0, 1].
       prior: share of fakes among the pictures to be scored, in (0, 1); 0 is that among
         the images of the training.
+      max_wrong: of the rule 'band', the largest share of wrong verdicts among the
+        pictures that are decided, in (0, 0.5).
     """
 
     rule: str = "eer"
     fpr: float = 0.01
     prior: float = 0.5
+    max_wrong: float = 0.02
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
@@ -103,11 +112,16 @@ def for_run(run: Run, options: Options | None = None) -> Calibration | None:
         fingerprint=dataset.fingerprint(("validation",)),
     )
     processes.by_primary(lambda: run.write_calibration(made), "write the calibration")
+    real = ""
+    if made.lower_probability is not None:
+        real = f"real below {made.lower_probability:.3f} "
     processes.say(
         f"calibrated on {made.num_images} validation images: temperature "
         f"{made.temperature:.3g}, fake from P(fake) {made.threshold_probability:.3f} "
-        f"({made.rule_in_words})"
+        f"{real}({made.rule_in_words})"
     )
+    for note in made.notes:
+        processes.say(f"warning: {note}")
     return made
 
 
@@ -127,14 +141,22 @@ def fit(
       training_prior: share of fakes among the images of the training, in (0, 1).
 
     Raises:
-      UserError: a class is missing, or a logit is not finite.
+      UserError: a class is missing, a logit is not finite, or there is no such rule.
     """
     labels = metrics.check_labels(labels)
     ranking = metrics.ranking(labels, logits)
     temperature = fit_temperature(labels, ranking, training_prior)
     prior = options.prior or training_prior
     shift = float(special.logit(prior) - special.logit(training_prior))
-    threshold = choose_threshold(labels, ranking, options.rule, options.fpr)
+
+    def probability(logit: float) -> float:
+        return float(special.expit(logit / temperature + shift))
+
+    lower = None
+    if options.rule == "band":
+        lower, threshold = choose_band(labels, ranking, float(prior), options.max_wrong)
+    else:
+        threshold = choose_threshold(labels, ranking, options.rule, options.fpr)
     num_fake = int(labels.sum())
     made = Calibration(
         rule=options.rule,
@@ -144,11 +166,14 @@ def fit(
         temperature=temperature,
         shift=shift,
         threshold_logit=threshold,
-        threshold_probability=float(special.expit(threshold / temperature + shift)),
+        threshold_probability=probability(threshold),
         num_real=labels.size - num_fake,
         num_fake=num_fake,
         validation={},
         notes=[],
+        max_wrong=options.max_wrong,
+        lower_logit=lower,
+        lower_probability=None if lower is None else probability(lower),
     )
     values = _validation_metrics(labels, ranking, made)
     notes = _notes(made, values)
@@ -233,14 +258,78 @@ def choose_threshold(
         index = int(np.argmax(within))
     else:
         raise UserError(
-            f"expected calibration.rule to be 'eer' or 'fpr', found {rule!r}; choose "
-            "one of them"
+            f"expected calibration.rule to be 'eer', 'fpr' or 'band', found {rule!r}; "
+            "choose one of them"
         )
-    if index == 0:
-        return float(np.nextafter(attained[0], np.inf))
-    if index == attained.size:
-        return float(attained[-1])
-    return float((attained[index - 1] + attained[index]) / 2)
+    return _between(attained[::-1], attained.size - index)
+
+
+def choose_band(
+    labels: np.ndarray, ranking: np.ndarray, prior: float, max_wrong: float
+) -> tuple[float, float]:
+    """The two thresholds on logits of the rule 'band'.
+
+    Images below the lower one are called real, images from the upper one on fake, and
+    those between are undecided. With images weighted so that fakes have the share
+    `prior`, at most the share `max_wrong` of the decided ones is called what it is not.
+    Of all such pairs this is the one that decides the largest share; of several, the
+    one whose false positive rate is nearest to its false negative rate, then the one
+    with the smaller sum of both (so both thresholds are one where everything may be
+    decided). Where no image can be decided within the bound, none is.
+
+    Args:
+      labels: [n], real = 0 and fake = 1; both must occur.
+      ranking: [n], logits of the scores.
+      prior: share of fakes, in (0, 1).
+      max_wrong: the bound, in (0, 0.5).
+
+    Returns:
+      The lower threshold and the upper one, which is at least as high.
+    """
+    attained, of_image = np.unique(ranking, return_inverse=True)
+    # A cut c in 0..k parts the c lowest of the k distinct logits from the others. Of
+    # each cut: the shares of the class that lie below it.
+    below_real, below_fake = (
+        np.append(0, np.cumsum(counts)) / counts.sum()
+        for counts in (
+            np.bincount(of_image[labels == label], minlength=attained.size)
+            for label in (0, 1)
+        )
+    )
+    # Called real below a cut, and called fake from it on: share wrong, share decided.
+    wrong_below, wrong_above = prior * below_fake, (1 - prior) * (1 - below_real)
+    below = prior * below_fake + (1 - prior) * below_real
+    above = 1 - below
+    # A pair of cuts is within the bound where the sum of their excesses is at most 0.
+    excess_below = wrong_below - max_wrong * below
+    excess_above = wrong_above - max_wrong * above
+    # The best upper cut for a lower one is the lowest that is within the bound; the
+    # pair that decides nothing always is, so that there is one for the lowest cut.
+    pairs = []
+    for lower in range(attained.size + 1):
+        within = excess_above[lower:] <= _ROUNDING - excess_below[lower]
+        if within.any():
+            pairs.append((lower, lower + int(np.argmax(within))))
+    lower, upper = np.array(pairs).T
+    alarms, misses = 1 - below_real[upper], below_fake[lower]
+    order = np.lexsort(
+        (
+            (alarms + misses).round(12),
+            np.abs(alarms - misses).round(12),
+            -(below[lower] + above[upper]).round(12),
+        )
+    )
+    best = order[0]
+    return _between(attained, int(lower[best])), _between(attained, int(upper[best]))
+
+
+def _between(attained: np.ndarray, cut: int) -> float:
+    """The threshold above the `cut` lowest of the logits [k], which are in order."""
+    if cut == attained.size:
+        return float(np.nextafter(attained[-1], np.inf))
+    if cut == 0:
+        return float(attained[0])
+    return float((attained[cut - 1] + attained[cut]) / 2)
 
 
 def _validation_metrics(
@@ -250,14 +339,24 @@ def _validation_metrics(
 
     Rates of the verdicts at the threshold; loss (nats), Brier score and expected
     calibration error of the raw score and of the calibrated probability, over images
-    weighted to the share of fakes that each of them assumes.
+    weighted to the share of fakes that each of them assumes. Of the rule 'band' also
+    `share_decided` and, where any image is, `wrong_of_decided`, weighted to the prior.
     """
-    fake = calibration.called_fake(ranking)
+    verdicts = calibration.thresholds.verdicts(ranking)
+    fake = verdicts == FAKE
+    right = verdicts == np.where(labels == 1, FAKE, REAL)
     values = {
-        "accuracy_at_threshold": float(np.mean(fake == labels)),
+        "accuracy_at_threshold": float(np.mean(right)),
         "tpr_at_threshold": float(np.mean(fake[labels == 1])),
         "fpr_at_threshold": float(np.mean(fake[labels == 0])),
     }
+    if calibration.rule == "band":
+        decided = verdicts != UNDECIDED
+        weights = metrics.class_weights(labels, calibration.prior)
+        values["share_decided"] = float(np.average(decided, weights=weights))
+        if decided.any():
+            wrong = np.average(~right[decided], weights=weights[decided])
+            values["wrong_of_decided"] = float(wrong)
     scaled = ranking / calibration.temperature + calibration.shift
     for name, logit, share in (
         ("raw", ranking, calibration.training_prior),
@@ -290,13 +389,31 @@ def _notes(made: Calibration, values: dict[str, float]) -> list[str]:
             f"validation has {made.num_real} real images, too few to tell a false "
             f"positive rate of {made.fpr:g} from 0: the threshold allows none"
         )
+    if made.rule == "band":
+        notes += _band_notes(made, values["share_decided"])
     return notes
+
+
+def _band_notes(made: Calibration, share_decided: float) -> Iterator[str]:
+    if share_decided < 0.5:
+        yield (
+            f"with at most {made.max_wrong:g} of the verdicts wrong only "
+            f"{share_decided:.1%} of validation is decided, the rest is too close to "
+            "call: a larger max_wrong decides more"
+        )
+    # A single image weighs at least so much.
+    one = min((1 - made.prior) / made.num_real, made.prior / made.num_fake)
+    if one > made.max_wrong:
+        yield (
+            f"validation has {made.num_images} images, too few to tell a share of "
+            f"{made.max_wrong:g} wrong verdicts from 0: the thresholds allow none"
+        )
 
 
 def _made_with(stored: Calibration, options: Options) -> bool:
     prior = options.prior or stored.training_prior
-    found = (stored.rule, stored.fpr, stored.prior)
-    return found == (options.rule, options.fpr, prior)
+    found = (stored.rule, stored.fpr, stored.prior, stored.max_wrong)
+    return found == (options.rule, options.fpr, prior, options.max_wrong)
 
 
 def _validation_data(lineage: Lineage) -> forgery_faces.FaceDataset:

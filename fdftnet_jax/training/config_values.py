@@ -43,6 +43,7 @@ _RANGES: checks.Ranges = {
     "optimizer.l2_sp": (float, 0, math.inf),
     "optimizer.backbone_rate": (float, 0, math.inf),
     "calibration.fpr": (float, 0, 1),
+    "calibration.max_wrong": (float, 0.0001, 0.4999),
     "calibration.prior": (float, 0, 0.999),
     "augment.zoom": (float, 0, 0.99),
     "augment.rotation": (float, 0, 180),
@@ -76,7 +77,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "trainable": freezing.PHASES,
     "optimizer.name": optimizer.NAMES,
     "dtype": registry.DTYPES,
-    "calibration.rule": ("eer", "fpr"),
+    "calibration.rule": ("eer", "fpr", "band"),
     "augment.flip": (False, True),
 }
 

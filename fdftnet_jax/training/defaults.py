@@ -220,10 +220,14 @@ def get_config() -> ml_collections.ConfigDict:
     # After the training, by its best checkpoint's scores of the validation split.
     config.calibration = ml_collections.ConfigDict()
     # The threshold: 'eer' (as many of the real images are called fake as of the fake
-    # ones real) or 'fpr' (most fakes are found within a false positive rate).
+    # ones real), 'fpr' (most fakes are found within a false positive rate), or 'band':
+    # two thresholds, between which a picture is undecided, too close to call.
     config.calibration.rule = "eer"
     # rule 'fpr': the largest share of validation's real images called fake, in 0..1.
     config.calibration.fpr = 0.01
+    # rule 'band': the largest share of wrong verdicts among validation's pictures that
+    # are decided, in 0..0.5, weighted so that a share `prior` of them is fake.
+    config.calibration.max_wrong = 0.02
     # Share of fakes among the pictures that will be scored, which P(fake) is for; 0 is
     # their share of the images that were trained on.
     config.calibration.prior = 0.5
