@@ -142,9 +142,15 @@ def _threshold(report: dict[str, Any], rule: str) -> str:
     if found is None:
         return "threshold: score 0.5, not calibrated"
     number = found["num_real"] + found["num_fake"]
+    real = ""
+    if found["lower_logit"] is not None:
+        real = (
+            f" (real below P(fake) {found['lower_probability']:.4f}, logit "
+            f"{found['lower_logit']:.4f})"
+        )
     return (
         f"threshold: P(fake) {found['threshold_probability']:.4f}, logit "
-        f"{found['threshold_logit']:.4f}: {rule} ({number} images); temperature "
+        f"{found['threshold_logit']:.4f}{real}: {rule} ({number} images); temperature "
         f"{found['temperature']:.4g}, prior {found['prior']:.3g}"
     )
 
@@ -158,12 +164,19 @@ def _metrics(metrics: dict[str, Any]) -> list[str]:
 
 
 def _verdicts(counts: dict[str, int]) -> list[str]:
-    real = counts["true_real"] + counts["false_fake"]
-    fake = counts["true_fake"] + counts["false_real"]
-    return [
+    undecided = [counts.get(f"undecided_{name}", 0) for name in ("real", "fake")]
+    real = counts["true_real"] + counts["false_fake"] + undecided[0]
+    fake = counts["true_fake"] + counts["false_real"] + undecided[1]
+    lines = [
         f"  at the threshold: real called fake {counts['false_fake']} of {real}, "
         f"fake called real {counts['false_real']} of {fake}"
     ]
+    if "undecided_real" in counts:
+        lines.append(
+            f"  undecided, too close to call: {undecided[0]} of {real} real, "
+            f"{undecided[1]} of {fake} fake"
+        )
+    return lines
 
 
 def _generators(generators: dict[str, Any]) -> list[str]:

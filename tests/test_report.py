@@ -22,6 +22,7 @@ from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, results, scoring, split_metrics
 from fdftnet_jax.models import explanation
+from fdftnet_jax.records import Thresholds
 from fdftnet_jax.reporting import page, report, report_images, wording
 from fdftnet_jax.run import Run
 
@@ -183,10 +184,58 @@ def test_paths_are_escaped(made, read):
     assert HOSTILE in read.text
 
 
+def test_a_band_is_said_on_the_first_screen_and_counted(made, tmp_path):
+    low, high = np.quantile(split_metrics.Rows.of(made.scores).ranking, [0.3, 0.7])
+    banded = dataclasses.replace(
+        made.calibrated,
+        rule="band",
+        lower_logit=float(low),
+        lower_probability=float(made.calibrated.probability(low)),
+        threshold_logit=float(high),
+        threshold_probability=float(made.calibrated.probability(high)),
+    )
+    workdir = shutil.copytree(made.workdir, tmp_path / "run")
+    found = results.report(made.scores, banded, resamples=50)
+    path = report.write(Run(workdir), found, made.scores, banded)
+    text = Reader(path.read_text()).text
+    figures, counts = found["figures"], found["verdicts"]
+    assert wording.decided(figures) in text
+    for name in ("share_decided", "wrong_of_decided"):
+        title, meaning = wording.METRICS[name]
+        assert title in text and meaning in text
+        assert " ".join(wording.figure(figures[name])) in text
+    assert 0 < counts["undecided_real"] + counts["undecided_fake"] < 18
+    real = [counts[k] for k in ("true_real", "false_fake", "undecided_real")]
+    fake = [counts[k] for k in ("false_real", "true_fake", "undecided_fake")]
+    rows = f"undecided real {' '.join(map(str, real))} fake {' '.join(map(str, fake))}"
+    assert f"what it is called real called fake {rows}" in text
+    below = f"{100 * banded.lower_probability:.2f} %"
+    assert f"It is called real where that is below {below}" in text
+    # An undecided image is not wrong.
+    wrong = counts["false_real"] + counts["false_fake"]
+    assert f"{wrong} of 18 images are called what they are not" in text
+    assert re.search("(real|fake), undecided", text)
+
+
+def test_how_many_are_decided_in_words():
+    found = {
+        "share_decided": {"value": 0.8, "interval": [0.7, 0.9]},
+        "wrong_of_decided": {"value": 0.014, "interval": None},
+    }
+    assert wording.decided(found) == (
+        "It decides 80 (70 to 90) of 100 pictures, the rest is too close to call; of "
+        "100 that it decides, 1 are called what they are not."
+    )
+    del found["wrong_of_decided"]
+    assert wording.decided(found).endswith("too close to call.")
+
+
 def test_the_most_wrong_come_first(made):
     rows = split_metrics.Rows.of(made.scores)
     threshold = made.calibrated.threshold_logit
-    shown = report_images.Shown(made.scores, rows, made.calibrated, threshold, 2.0)
+    shown = report_images.Shown(
+        made.scores, rows, made.calibrated, made.calibrated.thresholds, 2.0
+    )
     preprocessing = Run(made.workdir).best.preprocessing
     (part,) = report_images.most_wrong(shown, preprocessing)
     beyond = np.where(rows.labels == 1, threshold - rows.ranking, 0)
@@ -210,7 +259,7 @@ def test_the_most_wrong_come_first(made):
 
 def test_a_network_without_stages_has_no_attention(made):
     rows = split_metrics.Rows.of(made.scores)
-    shown = report_images.Shown(made.scores, rows, None, 0.0, 1.0)
+    shown = report_images.Shown(made.scores, rows, None, Thresholds(0.0, 0.0), 1.0)
     run = Run(made.workdir)
     record, variables = run.best, run.variables
     assert report_images.attention(shown, record, {"params": {}}) == []
@@ -238,7 +287,8 @@ def test_a_page_of_large_pictures_is_small(view, size):
     logits = rng.normal(size=(number, 2))
     encoded = [{"image": file.getvalue()}] * number
     scores = scoring.Scores("a", "/a", "test", 1, logits, records, encoded=encoded)
-    shown = report_images.Shown(scores, split_metrics.Rows.of(scores), None, 0.0, 1.0)
+    rows, thresholds = split_metrics.Rows.of(scores), Thresholds(0.0, 0.0)
+    shown = report_images.Shown(scores, rows, None, thresholds, 1.0)
     preprocessing = preprocess.Preprocessing(view=view, size=size)
     parts = report_images.most_wrong(shown, preprocessing)
     assert len(parts[0].tiles) == report_images.NUM_WRONG

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -72,6 +73,116 @@ def test_figures_at_the_threshold():
         else:
             low, high = figure["interval"]
             assert low <= figure["value"] <= high, name
+
+
+def banded(prior=0.5, max_wrong=0.03):
+    validation = split(600, seed=1)
+    options = calibration.Options(rule="band", max_wrong=max_wrong, prior=prior)
+    return calibration.fit(
+        validation.labels, validation.logits, options, training_prior=0.5
+    )
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.2])
+def test_a_band_has_the_share_decided_and_the_errors_among_them(prior):
+    scores, made = split(), banded(prior)
+    found = report(scores, made)
+    ranking, labels = scores.logits[:, 1] - scores.logits[:, 0], scores.labels == 1
+    low, high = made.lower_logit, made.threshold_logit
+    real, fake = ranking < low, ranking >= high
+    assert 0 < (~real & ~fake).sum() < 200
+    # As many pictures of each class: those of the prior by repetition.
+    often = np.where(labels, round(10 * prior), round(10 * (1 - prior)))
+    repeated = np.repeat(np.arange(240), often)
+    decided = (real | fake)[repeated]
+    wrong = np.where(labels, real, fake)[repeated]
+    figures = found["figures"]
+    assert figures["share_decided"]["value"] == pytest.approx(decided.mean())
+    assert figures["wrong_of_decided"]["value"] == pytest.approx(wrong[decided].mean())
+    for name in ("share_decided", "wrong_of_decided"):
+        low_end, high_end = figures[name]["interval"]
+        assert low_end < figures[name]["value"] < high_end
+    # Of all images: an undecided one is not called what it is.
+    right = np.where(labels, fake, real)
+    for name, expected in (
+        ("accuracy_at_threshold", right.mean()),
+        ("tpr_at_threshold", fake[labels].mean()),
+        ("fpr_at_threshold", fake[~labels].mean()),
+    ):
+        assert figures[name]["value"] == pytest.approx(expected)
+    assert found["verdicts"] == {
+        "true_real": real[~labels].sum(),
+        "false_fake": fake[~labels].sum(),
+        "undecided_real": (~real & ~fake)[~labels].sum(),
+        "false_real": real[labels].sum(),
+        "true_fake": fake[labels].sum(),
+        "undecided_fake": (~real & ~fake)[labels].sum(),
+    }
+    assert found["threshold"]["lower_logit"] == low
+    assert found["threshold"]["lower_probability"] == made.lower_probability
+
+
+def test_the_interval_of_the_errors_among_the_decided_is_that_of_resamples():
+    """Of images drawn by class, against a loop over resamples of another seed."""
+    scores, made = split(), banded()
+    figures = report(scores, made, resamples=2000)["figures"]
+    verdicts = made.thresholds.verdicts(scores.logits[:, 1] - scores.logits[:, 0])
+    names = np.where(scores.labels == 1, "fake", "real")
+    rng = np.random.default_rng(5)
+    shares, errors = [], []
+    for _ in range(2000):
+        drawn = np.concatenate(
+            [
+                rng.choice(of_class, of_class.size)
+                for of_class in (np.flatnonzero(scores.labels == k) for k in (0, 1))
+            ]
+        )
+        decided = drawn[verdicts[drawn] != "undecided"]
+        shares.append(decided.size / drawn.size)
+        errors.append(np.mean(verdicts[decided] != names[decided]))
+    for name, values in (("share_decided", shares), ("wrong_of_decided", errors)):
+        expected = np.quantile(values, [0.025, 0.975])
+        np.testing.assert_allclose(figures[name]["interval"], expected, atol=0.008)
+
+
+def test_a_band_that_decides_nothing_has_no_errors_among_the_decided():
+    scores = split()
+    made = dataclasses.replace(banded(), lower_logit=-99.0, threshold_logit=99.0)
+    found = report(scores, made)
+    assert found["figures"]["share_decided"]["value"] == 0
+    assert "wrong_of_decided" not in found["figures"]
+    assert found["verdicts"]["undecided_real"] == 120
+
+
+def test_verdicts_of_a_band_by_image_and_by_group(tmp_path):
+    scores, made = split(number=300, per_group=5), banded()
+    found = report(scores, made, pool=True)
+    rows = split_metrics.Rows.of(scores).pooled()
+    _, *paths = results.write(found, scores, made, Run(tmp_path))
+    for path, ranking in zip(
+        paths, (scores.logits[:, 1] - scores.logits[:, 0], rows.ranking), strict=True
+    ):
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [row["verdict"] for row in table] == [
+            "fake"
+            if logit >= made.threshold_logit
+            else "real"
+            if logit < made.lower_logit
+            else "undecided"
+            for logit in ranking
+        ]
+    names = np.where(rows.labels == 1, "fake", "real")
+    verdicts = np.array([row["verdict"] for row in table])
+    decided = verdicts != "undecided"
+    weights = np.where(
+        rows.labels == 1, 0.5 / sum(rows.labels), 0.5 / sum(1 - rows.labels)
+    )
+    figures = found["pooled"]["figures"]
+    assert figures["share_decided"]["value"] == pytest.approx(weights[decided].sum())
+    assert figures["wrong_of_decided"]["value"] == pytest.approx(
+        weights[decided & (verdicts != names)].sum() / weights[decided].sum()
+    )
 
 
 def test_probabilities_are_judged_under_their_prior():
@@ -279,7 +390,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("made", [None, calibrated(prior=0.01)])
+@pytest.mark.parametrize("made", [None, calibrated(prior=0.01), banded()])
 def test_summary(made, pool):
     scores = split(600, per_group=5)
     for record in scores.records:
@@ -298,6 +409,15 @@ def test_summary(made, pool):
     assert ("by group: 120 (60 real" in text) == pool
     counts = found["verdicts"]
     assert f"real called fake {counts['false_fake']} of 300, " in text
+    decided = found["figures"].get("share_decided")
+    assert ("undecided, too close to call: " in text) == (decided is not None)
+    if decided:
+        low, high = decided["interval"]
+        assert f"{decided['value']:.4f} [{low:.4f}, {high:.4f}]" in text
+        assert f"close to call: {counts['undecided_real']} of 300 real, " in text
+        assert f"real below P(fake) {made.lower_probability:.4f}" in " ".join(
+            text.split()
+        )
     assert ("some rule" in text) == (made is not None)
     assert ("not calibrated" in text) == (made is None)
     for note in found["notes"]:

@@ -7,7 +7,9 @@
   num_examples, num_real, num_fake, num_groups       of the split
   threshold          `logit` and `probability` from which an image is called fake, and
                      their `source`: 'calibration', or 'score 0.5' without one (the
-                     probability is that of `probability_of`: 'calibrated' or 'raw')
+                     probability is that of `probability_of`: 'calibrated' or 'raw').
+                     By the rule 'band' also `lower_logit` and `lower_probability`,
+                     below which an image is called real; between, it is undecided
   calibration        see `records.Calibration`; null without one
   figures            name -> {value, interval}: [low, high] of `bootstrap.level`, or
                      null where there is none
@@ -15,14 +17,19 @@
     auc, average_precision, eer, tpr_at_fpr_0.01, tpr_at_fpr_0.001, loss
                              see `metrics.binary_metrics`
     accuracy_at_threshold, tpr_at_threshold, fpr_at_threshold
-                             shares of the images called what they are, of fake ones
-                             called fake, and of real ones called fake
+                             shares of all images that are called what they are, of
+                             all fake ones called fake, and of all real ones called
+                             fake; an undecided image is called neither
+    share_decided, wrong_of_decided
+                             by the rule 'band' alone: the share of the images that is
+                             decided, and of these the share called what they are not
+                             (left out where none is decided)
     brier_raw, ece_raw       Brier score, mean (P(fake) - label)^2, and expected
                              calibration error (`metrics.calibration_error`), of the
                              score
     brier_calibrated, ece_calibrated     of the calibrated P(fake)
   confusion          counts at score 0.5 (`metrics.confusion`)
-  verdicts           counts at the threshold
+  verdicts           counts at the threshold (`split_metrics.verdicts`)
   bootstrap          how the intervals were made (`intervals.Bootstrap.describe`), seed
   generators         name -> its fakes against all real images: num_fake, few (fewer
                      than `split_metrics.FEW`), and as in `figures` `auc` and
@@ -41,6 +48,8 @@ Brier score and ECE are over images weighted so that fakes have the share that t
 probability assumes: `calibration.training_prior` for the score and `calibration.prior`
 for the calibrated one. Without a calibration all images weigh the same. ECE has no
 interval, because it grows with chance: it is larger in a resample than in the split.
+`share_decided` and `wrong_of_decided` are weighted to `calibration.prior`, too: the
+second can be compared with `calibration.max_wrong`, which validation kept to.
 
 **Pooled**: the images of one group, class and generator are one row, with the mean of
 their logits. Log odds are what independent evidence adds up to, and what calibration
@@ -48,8 +57,8 @@ scales; a mean of scores would be decided by how many of them are saturated. The
 threshold is that of single images.
 
 `..._scores.csv` has a row for each image: path, group, generator, label, logit, score
-(raw), calibrated (P(fake), empty without a calibration), and verdict, 'real' or 'fake'
-at the threshold. `..._groups.csv` has the pooled rows.
+(raw), calibrated (P(fake), empty without a calibration), and verdict, 'real', 'fake' or
+(by the rule 'band') 'undecided'. `..._groups.csv` has the pooled rows.
 """
 
 import csv
@@ -63,7 +72,6 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from fdftnet_jax.data import splits
 from fdftnet_jax.evaluation import (
     intervals,
     metrics,
@@ -71,7 +79,7 @@ from fdftnet_jax.evaluation import (
     scoring,
     split_metrics,
 )
-from fdftnet_jax.records import Calibration
+from fdftnet_jax.records import Calibration, Thresholds
 from fdftnet_jax.run import Run
 
 SCHEMA_VERSION = 3
@@ -104,11 +112,11 @@ def report(
     """
     rows = split_metrics.Rows.of(scores)
     threshold = calibration.threshold_logit if calibration else 0.0
-    probability = calibration.threshold_probability if calibration else 0.5
     computed, bootstrap = split_metrics.compute(
         rows,
         threshold,
         split_metrics.probabilities(rows, calibration),
+        decisions=split_metrics.decisions(rows, calibration),
         resamples=resamples,
         seed=seed,
     )
@@ -125,19 +133,14 @@ def report(
         "num_real": int(np.sum(rows.labels == 0)),
         "num_fake": int(np.sum(rows.labels == 1)),
         "num_groups": len(set(rows.groups)),
-        "threshold": {
-            "source": "calibration" if calibration else "score 0.5",
-            "logit": threshold,
-            "probability": probability,
-            "probability_of": "calibrated" if calibration else "raw",
-        },
+        "threshold": _threshold(calibration),
         "calibration": calibration.to_dict() if calibration else None,
         "figures": computed,
         "confusion": metrics.confusion(rows.labels, rows.ranking >= 0),
-        "verdicts": metrics.confusion(rows.labels, rows.ranking >= threshold),
+        "verdicts": split_metrics.verdicts(rows, calibration),
         "bootstrap": bootstrap,
         "generators": by_generator,
-        "pooled": _pooled(rows, threshold, resamples, seed) if pool else None,
+        "pooled": _pooled(rows, calibration, resamples, seed) if pool else None,
         "robustness": conditions
         and robustness.report(
             scores, conditions, threshold, resamples=resamples, seed=seed
@@ -193,6 +196,17 @@ def write(
     return run.write_evaluation(texts)
 
 
+def _threshold(calibration: Calibration | None) -> dict[str, Any]:
+    if calibration is None:
+        return {
+            "source": "score 0.5",
+            "logit": 0.0,
+            "probability": 0.5,
+            "probability_of": "raw",
+        }
+    return {"source": "calibration", **calibration.described_thresholds()}
+
+
 def _table(
     names: list[str],
     described: list[list[Any]],
@@ -202,14 +216,14 @@ def _table(
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*names, "logit", "score", "calibrated", "verdict"])
-    threshold = calibration.threshold_logit if calibration else 0.0
+    thresholds = calibration.thresholds if calibration else Thresholds(0.0, 0.0)
+    verdicts = thresholds.verdicts(rows.ranking)
     calibrated = [""] * len(described)
     if calibration:
         calibrated = [f"{p:.9g}" for p in calibration.probability(rows.ranking)]
-    for columns, logit, probability in zip(
-        described, rows.ranking, calibrated, strict=True
+    for columns, logit, probability, verdict in zip(
+        described, rows.ranking, calibrated, verdicts, strict=True
     ):
-        verdict = splits.CLASSES[int(logit >= threshold)]
         score = special.expit(logit)
         writer.writerow(
             [*columns, f"{logit:.9g}", f"{score:.9g}", probability, verdict]
@@ -218,18 +232,27 @@ def _table(
 
 
 def _pooled(
-    rows: split_metrics.Rows, threshold: float, resamples: int, seed: int
+    rows: split_metrics.Rows,
+    calibration: Calibration | None,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     videos = rows.pooled()
+    threshold = calibration.threshold_logit if calibration else 0.0
     computed, bootstrap = split_metrics.compute(
-        videos, threshold, {}, resamples=resamples, seed=seed
+        videos,
+        threshold,
+        {},
+        decisions=split_metrics.decisions(videos, calibration),
+        resamples=resamples,
+        seed=seed,
     )
     return {
         "num_rows": int(videos.labels.size),
         "num_real": int(np.sum(videos.labels == 0)),
         "num_fake": int(np.sum(videos.labels == 1)),
         "figures": computed,
-        "verdicts": metrics.confusion(videos.labels, videos.ranking >= threshold),
+        "verdicts": split_metrics.verdicts(videos, calibration),
         "bootstrap": bootstrap,
         "generators": split_metrics.by_generator(
             videos, threshold, resamples=resamples, seed=seed

@@ -1,13 +1,14 @@
 """The metrics of images or videos with their intervals, as plain numbers for JSON."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from fdftnet_jax.evaluation import intervals, metrics, scoring
-from fdftnet_jax.records import Calibration
+from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Calibration, Thresholds
 
 # With fewer images a share is known to no better than about +-0.14.
 FEW = 50
@@ -79,11 +80,61 @@ def probabilities(
     }
 
 
+def decisions(
+    rows: Rows, calibration: Calibration | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What the verdicts of the rule 'band' come to: values and weights by metric.
+
+    Returns:
+      {} for another rule and without a calibration; else `accuracy_at_threshold`, where
+      an undecided row is not called what it is; and, weighted to the prior of the
+      calibration, `share_decided` and `wrong_of_decided`, the second only where a row
+      is decided.
+    """
+    if calibration is None or calibration.rule != "band":
+        return {}
+    verdicts = calibration.thresholds.verdicts(rows.ranking)
+    decided = verdicts != UNDECIDED
+    right = verdicts == np.where(rows.labels == 1, FAKE, REAL)
+    weights = metrics.class_weights(rows.labels, calibration.prior)
+    found = {
+        "accuracy_at_threshold": (right, np.ones_like(weights)),
+        "share_decided": (decided, weights),
+    }
+    if decided.any():
+        found["wrong_of_decided"] = (~right, weights * decided)
+    return found
+
+
+def verdicts(rows: Rows, calibration: Calibration | None) -> dict[str, int]:
+    """Counts rows by what they are and what they were called.
+
+    Returns:
+      See `metrics.confusion`, of the decided rows; by the rule 'band', which does not
+      decide all of them, also `undecided_real` and `undecided_fake`.
+    """
+    thresholds = calibration.thresholds if calibration else Thresholds(0.0, 0.0)
+    found = thresholds.verdicts(rows.ranking)
+    names = {
+        "true_real": (0, REAL),
+        "false_fake": (0, FAKE),
+        "false_real": (1, REAL),
+        "true_fake": (1, FAKE),
+    }
+    if calibration is not None and calibration.rule == "band":
+        names |= {"undecided_real": (0, UNDECIDED), "undecided_fake": (1, UNDECIDED)}
+    return {
+        name: int(np.sum((rows.labels == label) & (found == verdict)))
+        for name, (label, verdict) in names.items()
+    }
+
+
 def compute(
     rows: Rows,
     threshold: float,
     probabilities: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
+    decisions: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     resamples: int,
     seed: int,
     only: tuple[str, ...] = (),
@@ -94,6 +145,7 @@ def compute(
       rows: images or videos.
       threshold: on logits.
       probabilities: see `probabilities`.
+      decisions: see `decisions`.
       resamples: how many.
       seed: of the draws.
       only: the names of the metrics, by default all.
@@ -112,6 +164,7 @@ def compute(
     }
     for name, (probability, weights) in probabilities.items():
         means[f"brier_{name}"] = ((probability - labels) ** 2, weights)
+    means |= decisions or {}
     means = {k: v for k, v in means.items() if not only or k in only}
     ranked = tuple(k for k in intervals.RANK_FIGURES if not only or k in only)
     ranks = intervals.Ranks(labels, ranking)

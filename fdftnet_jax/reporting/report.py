@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fdftnet_jax.evaluation import scoring, split_metrics
-from fdftnet_jax.records import Calibration, CheckpointRecord
+from fdftnet_jax.records import Calibration, CheckpointRecord, Thresholds
 from fdftnet_jax.reporting import (
     page,
     plots,
@@ -55,9 +55,9 @@ def write(
     record = run.best
     rows = split_metrics.Rows.of(scores)
     network = _network(record)
-    threshold = float(report["threshold"]["logit"])
+    thresholds = calibration.thresholds if calibration else Thresholds(0.0, 0.0)
     temperature = calibration.temperature if calibration else 1.0
-    shown = report_images.Shown(scores, rows, calibration, threshold, temperature)
+    shown = report_images.Shown(scores, rows, calibration, thresholds, temperature)
     sections = [
         page.Section("Metrics", list(_metrics(report))),
         page.Section("What a verdict is worth", list(_worth(report))),
@@ -108,7 +108,10 @@ def _opening(
         f"pictures {seen}: {report['num_real']:,} real and {report['num_fake']:,} fake "
         f"({report['dataset']}, split '{report['split']}')."
     )
-    yield page.Text(wording.verdict(hits, alarms), weight="lead")
+    lead = wording.verdict(hits, alarms)
+    if "share_decided" in found:
+        lead += f" {wording.decided(found)}"
+    yield page.Text(lead, weight="lead")
     svg = plots.svg(score_plots.verdict_figure(hits["value"], alarms["value"]))
     yield page.Figure(
         svg,
@@ -157,6 +160,13 @@ def _words(
         f"An image is called fake where its {threshold['probability_of']} P(fake) is "
         f"at least {percent} (log odds z of {threshold['logit']:.4f}). "
     )
+    if "lower_logit" in threshold:
+        below = f"{100 * threshold['lower_probability']:.2f} %"
+        text += (
+            f"It is called real where that is below {below} (log odds z of "
+            f"{threshold['lower_logit']:.4f}), and undecided between: too close to "
+            "call. "
+        )
     if calibration:
         text += (
             f"That was set before the test, on {calibration.num_images:,} validation "
@@ -240,14 +250,16 @@ def _figure_table(found: Mapping[str, Any], interval: str, caption: str) -> page
 
 
 def _counts(caption: str, counts: Mapping[str, int]) -> page.Table:
-    rows = [
-        (name, *(f"{counts[key]:,}" for key in keys))
-        for name, keys in (
-            ("real", ("true_real", "false_fake")),
-            ("fake", ("false_real", "true_fake")),
-        )
-    ]
-    heads = ("what it is", "called real", "called fake")
+    keys = {
+        "real": ["true_real", "false_fake"],
+        "fake": ["false_real", "true_fake"],
+    }
+    heads = ["what it is", "called real", "called fake"]
+    if "undecided_real" in counts:
+        heads.append("undecided")
+        for name in keys:
+            keys[name].append(f"undecided_{name}")
+    rows = [(name, *(f"{counts[key]:,}" for key in keys[name])) for name in keys]
     return page.Table(caption, heads, rows)
 
 
@@ -311,8 +323,12 @@ def _detector(
         ("tested on", report["data_directory"] or report["dataset"]),
     ]
     if calibration:
+        lower = []
+        if calibration.lower_logit is not None:
+            lower = [("real below the logit", f"{calibration.lower_logit:.6g}")]
         rows += [
             ("threshold on logits", f"{calibration.threshold_logit:.6g}"),
+            *lower,
             ("chosen by", calibration.rule_in_words),
             ("on", f"{calibration.num_images:,} validation images"),
             ("temperature T", f"{calibration.temperature:.6g}"),

@@ -12,7 +12,14 @@ from scipy import special
 from fdftnet_jax.data import images, preprocess, splits
 from fdftnet_jax.evaluation import scoring, split_metrics
 from fdftnet_jax.models import explanation, fdftnet, registry
-from fdftnet_jax.records import Calibration, CheckpointRecord
+from fdftnet_jax.records import (
+    FAKE,
+    REAL,
+    UNDECIDED,
+    Calibration,
+    CheckpointRecord,
+    Thresholds,
+)
 from fdftnet_jax.reporting import page, wording
 
 NUM_WRONG = 40
@@ -32,29 +39,35 @@ class Shown:
       scores: the split.
       rows: its images.
       calibration: of the detector, if any.
-      threshold: on logits.
+      thresholds: on logits.
       temperature: of the calibration, 1 without one.
     """
 
     scores: scoring.Scores
     rows: split_metrics.Rows
     calibration: Calibration | None
-    threshold: float
+    thresholds: Thresholds
     temperature: float
 
     @property
     def margins(self) -> np.ndarray:
         """How far an image lies on the wrong side of the threshold, [n] log odds.
 
-        Calibrated; below 0 for an image that is called what it is.
+        Calibrated; below 0 for an image that is called what it is, or undecided.
         """
-        beyond = (self.rows.ranking - self.threshold) / self.temperature
-        return np.where(self.rows.labels == 1, -beyond, beyond)
+        too_low = self.thresholds.lower - self.rows.ranking
+        too_high = self.rows.ranking - self.thresholds.upper
+        return np.where(self.rows.labels == 1, too_low, too_high) / self.temperature
 
     @property
-    def called(self) -> np.ndarray:
-        """Whether each image is called fake, [n] bool."""
-        return self.rows.ranking >= self.threshold
+    def verdicts(self) -> np.ndarray:
+        """What each image is called, [n] str."""
+        return self.thresholds.verdicts(self.rows.ranking)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Whether each image is called what it is not, [n] bool."""
+        return self.verdicts == np.where(self.rows.labels == 1, REAL, FAKE)
 
     def decode(self, index: int) -> np.ndarray:
         """An image at its native size, [h, w, 3] uint8."""
@@ -65,7 +78,7 @@ class Shown:
     def tile(self, index: int, pictures: Sequence[page.Picture]) -> page.Tile:
         """Pictures of an image with its label, verdict, score and path."""
         label = splits.CLASSES[self.rows.labels[index]]
-        verdict = splits.CLASSES[int(self.called[index])]
+        verdict = str(self.verdicts[index])
         logit = self.rows.ranking[index]
         lines = [f"score {_percent(special.expit(logit))}"]
         if self.calibration:
@@ -76,6 +89,8 @@ class Shown:
         record = self.scores.records[index]
         mark = "right" if label == verdict else "wrong"
         title = f"{label}, called {verdict}: {mark}"
+        if verdict == UNDECIDED:
+            title = f"{label}, {verdict}"
         return page.Tile(pictures, title, lines, record["path"])
 
 
@@ -92,8 +107,7 @@ def most_wrong(
         return []
     margins = shown.margins
     order = np.argsort(-margins, kind="stable")[:NUM_WRONG].tolist()
-    wrong = shown.called != (shown.rows.labels == 1)
-    total = int(wrong.sum())
+    total = int(shown.wrong.sum())
     as_seen = preprocessing.view == "resize" and preprocessing.size <= _SIDE
     tiles = []
     for index in order:
@@ -109,7 +123,7 @@ def most_wrong(
     )
     if total < len(order):
         caption += (
-            f"; after the {total} wrong ones, those that are right with the least "
+            f"; after the {total} wrong ones, those that are not wrong by the least "
             "margin"
         )
     how = (
@@ -185,10 +199,10 @@ def attention(
 
 def _examples(shown: Shown) -> list[int]:
     """Chooses the clearest right and wrong images of each class."""
-    right = shown.called == (shown.rows.labels == 1)
+    decided = shown.verdicts != UNDECIDED
     chosen: list[int] = []
     for label in (0, 1):
-        for kind in (right, ~right):
+        for kind in (decided & ~shown.wrong, shown.wrong):
             (indices,) = np.nonzero(kind & (shown.rows.labels == label))
             order = np.argsort(-np.abs(shown.margins[indices]), kind="stable")
             chosen += indices[order[:_NUM_ATTENDED]].tolist()

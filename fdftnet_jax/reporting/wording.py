@@ -42,18 +42,30 @@ METRICS = {
     ),
     "accuracy_at_threshold": (
         "accuracy at the threshold",
-        "The share of the images that are called what they are at the detector's "
-        "threshold. It depends on how many fakes the test holds.",
+        "The share of all images that are called what they are at the detector's "
+        "threshold; an undecided image is not. It depends on how many fakes the test "
+        "holds.",
     ),
     "tpr_at_threshold": (
         "fakes found at the threshold",
-        "The true positive rate: the share of the fake images that are called fake at "
+        "The true positive rate: the share of all fake images that are called fake at "
         "the detector's threshold.",
     ),
     "fpr_at_threshold": (
         "false alarms at the threshold",
-        "The false positive rate: the share of the real images that are called fake at "
+        "The false positive rate: the share of all real images that are called fake at "
         "the detector's threshold.",
+    ),
+    "share_decided": (
+        "images that are decided",
+        "The share of the images that are called real or fake. The others lie between "
+        "the two thresholds and are undecided: too close to call. Images are weighted "
+        "to the share of fakes that the calibration assumes.",
+    ),
+    "wrong_of_decided": (
+        "wrong verdicts of those decided",
+        "Of the images that are decided, the share that is called what it is not. "
+        "Images are weighted to the share of fakes that the calibration assumes.",
     ),
     "loss": (
         "cross entropy, nats",
@@ -127,6 +139,20 @@ def verdict(hits: Mapping[str, Any], alarms: Mapping[str, Any]) -> str:
         f"Of 100 fake pictures it finds {_count(hits)}, and it calls "
         f"{_count(alarms)} of 100 real ones fake."
     )
+
+
+def decided(found: Mapping[str, Any]) -> str:
+    """A sentence on how many of 100 pictures are decided, and how many of these wrong.
+
+    Args:
+      found: the figures of a report by the rule 'band'; {value, interval} each.
+    """
+    share = _count(found["share_decided"])
+    text = f"It decides {share} of 100 pictures, the rest is too close to call"
+    if "wrong_of_decided" not in found:
+        return f"{text}."
+    wrong = _count(found["wrong_of_decided"])
+    return f"{text}; of 100 that it decides, {wrong} are called what they are not."
 
 
 def per_hundred(share: float) -> str:
