@@ -7,6 +7,7 @@ from scipy import special
 
 from fdftnet_jax import cli
 from fdftnet_jax.data import preprocess
+from fdftnet_jax.records import Thresholds
 
 # Calibrated P(fake) = 1 / (1 + exp(-(z / TEMPERATURE + SHIFT))).
 TEMPERATURE, SHIFT = 2.0, -0.25
@@ -18,7 +19,10 @@ class StandIn:
     threshold = 0.5
     digest = "0" * 64
 
-    def __init__(self, *, calibrated=True, faces=None, toy=False, **preprocessing):
+    def __init__(
+        self, *, calibrated=True, faces=None, toy=False, lower=0.5, **preprocessing
+    ):
+        self.thresholds = Thresholds(lower, self.threshold)
         self.preprocessing = preprocess.Preprocessing(**{"size": 8, **preprocessing})
         self.card = {"name": "stand-in", "toy": toy, "faces": faces}
         self._calibrated = calibrated

@@ -84,6 +84,23 @@ def test_what_is_written_is_read(written):
     np.testing.assert_allclose(found.probability(z), 1 / (1 + np.exp(-1)), atol=1e-6)
 
 
+@pytest.mark.parametrize("lower", [None, -1, 0.25])
+def test_a_second_threshold_is_read(lower, written, other):
+    """Files from before there was one have none."""
+
+    def change(_, card):
+        if lower is not None:
+            card["threshold"] = {**card["threshold"], "lower_logit": lower}
+
+    exported.rewritten(written, other, change)
+    found = fdftnet_jax.load(other, program=True)
+    assert found.threshold == found.thresholds.upper == 0.25
+    assert found.thresholds.lower == (0.25 if lower is None else lower)
+    between = [] if lower != -1 else ["undecided"]
+    verdicts = found.thresholds.verdicts([-1.01, *([0.0] if between else []), 0.25])
+    assert verdicts.tolist() == ["real", *between, "fake"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_any_byte_that_has_changed_is_noticed(written, other, data):
@@ -185,6 +202,9 @@ CHANGES = {
     "a check that is text": _set("check", [["a", "b"], ["c", "d"]]),
     "another type of number": _set("model", "dtype", "int8"),
     "a threshold that is text": _set("threshold", "logit", "0"),
+    "a lower threshold that is text": _set("threshold", "lower_logit", "0"),
+    "a lower threshold that is nothing": _set("threshold", "lower_logit", None),
+    "a lower threshold above the upper one": _set("threshold", "lower_logit", 0.26),
     "a temperature of 0": _set("calibration", "temperature", 0),
     "a shift that is a list": _set("calibration", "shift", []),
     "a view of another kind": _set("preprocessing", "view", ["resize"]),

@@ -159,6 +159,12 @@ def test_calibrated_faces_and_other_thresholds(figure):
     ]
 
 
+def test_both_thresholds_are_said(figure):
+    row = ROW._replace(probability=0.4, verdict="undecided")
+    _, lines = figure(Detector("linear"), row=row, threshold=0.5, lower=0.3)
+    assert lines[0] == "undecided: P(fake) 0.400 (fake from 0.500, real below 0.300)"
+
+
 def test_of_windows_the_most_fake_one_is_shown(figure):
     detector = Detector(view="crops", grid=2)
     image = np.zeros((48, 48, 3), np.uint8)

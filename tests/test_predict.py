@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import struct
 import sys
@@ -160,6 +161,44 @@ def test_where_nothing_is_decided_the_exit_code_says_so(tmp_path, use, capsys):
     assert "none.png: empty" in text.err and "gone: No such file" in text.err
     paint(tmp_path, 1)
     assert predict(tmp_path) == 0
+
+
+def test_what_is_too_close_to_call_has_been_judged(tmp_path, use, capsys):
+    """It is undecided with a score, and is no file that could not be read."""
+    use(lower=-100.0)
+    blue, red = (30, 30, 200), (200, 30, 30)
+    for name, colour in (("a", blue), ("b", red), ("c", blue)):
+        image = drawn_videos.canvas(40, 40, colour)
+        image[:4] = 128
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").write_bytes(b"")
+    out = tmp_path / "out.csv"
+    assert predict(tmp_path, "--csv", out) == 0
+    _, found = rows(out)
+    assert [row["verdict"] for row in found] == [
+        "undecided",
+        "fake",
+        *["undecided"] * 2,
+    ]
+    assert [row["reason"] for row in found] == [
+        *("too close to call", "", "too close to call", "empty")
+    ]
+    assert [bool(row["score"]) for row in found] == [True, True, True, False]
+    told = capsys.readouterr().err
+    assert re.search("fake from .*, real below .*, too close to call between", told)
+    assert "4 inputs: 0 real, 1 fake, 3 undecided (2 too close to call)" in told
+    _, _, named = told.partition("could not be judged:\n")
+    assert named.count("\n") == 1 and "d.png: empty" in named
+    # Read and scored: that is no failure.
+    assert predict(tmp_path / "a.png") == 0
+    assert predict(tmp_path / "a.png", tmp_path / "d.png") == 0
+    assert predict(tmp_path / "d.png") == 3
+    given = ("--threshold", "0.5", "--json", tmp_path / "out.json")
+    assert predict(tmp_path / "a.png", *given) == 0
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["threshold"] == {"of": "probability", "value": 0.5}
+    assert [row["verdict"] for row in document["results"]] == ["real"]
+    assert document["summary"]["too_close"] == 0
 
 
 def test_a_list_on_standard_input(tmp_path, use, monkeypatch):

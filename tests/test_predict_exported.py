@@ -1,14 +1,18 @@
 """`fdftnet predict` with the file of a run says what the run's evaluation says."""
 
+import dataclasses
+import json
 import os
 import shutil
 
 import exported
 import jax.export
+import numpy as np
 import pytest
 from PIL import Image
 from stand_in import predict, rows
 
+from fdftnet_jax import cli
 from fdftnet_jax.detector import export
 from fdftnet_jax.run import Run
 
@@ -42,6 +46,46 @@ def test_scores_probabilities_and_verdicts(run, tmp_path):
             ("probability", "calibrated"),
         ):
             assert float(row[name]) == pytest.approx(float(expected[theirs]), abs=1e-5)
+
+
+def test_a_band_goes_from_the_run_to_the_verdicts(run, tmp_path, capsys):
+    folder, evaluated = run
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    logits = np.array([float(row["logit"]) for row in evaluated.values()])
+    # Between two scores, which may differ in their last digits.
+    low, high = (np.mean(np.sort(logits)[i : i + 2]) for i in (5, 11))
+    with Run(workdir) as changed:
+        made = changed.calibration
+        lower, upper = (float(made.probability(z)) for z in (low, high))
+        banded = dataclasses.replace(
+            made,
+            rule="band",
+            lower_logit=float(low),
+            lower_probability=lower,
+            threshold_logit=float(high),
+            threshold_probability=upper,
+        )
+        changed.write_calibration(banded)
+        export.write(changed, tmp_path / "detector")
+    expected = exported.evaluated(workdir)
+    found = tmp_path / "out.json"
+    given = (folder / "in", "--json", found)
+    assert predict(*given, detector=tmp_path / "detector") == 0
+    document = json.loads(found.read_text())
+    names = [os.path.splitext(path)[0] for path in expected]
+    by_path = dict(zip(names, expected.values(), strict=True))
+    for row in document["results"]:
+        path = os.path.relpath(row["path"], folder / "in")
+        assert row["verdict"] == by_path[os.path.splitext(path)[0]]["verdict"]
+        close = row["verdict"] == "undecided"
+        assert row["reason"] == "too close to call" * close
+    counts = {"real": 6, "undecided": 6, "fake": 6, "too_close": 6}
+    assert {name: document["summary"][name] for name in counts} == counts
+    assert document["threshold"]["lower"] == pytest.approx(lower)
+    assert cli.main(["show", str(tmp_path / "detector")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"fake from P(fake) {upper:.4f} (logit {high:.4f}), real below" in text
+    assert f"real below {lower:.4f} (logit {low:.4f}), undecided between: at" in text
 
 
 @pytest.mark.parametrize("options", [(), ("--program",)])

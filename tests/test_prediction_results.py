@@ -15,7 +15,8 @@ import stand_in
 
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import results, video, writers
-from fdftnet_jax.prediction.results import FAKE, REAL, Row
+from fdftnet_jax.prediction.results import Row
+from fdftnet_jax.records import FAKE, REAL, UNDECIDED
 
 
 def probability(z):
@@ -42,6 +43,39 @@ def test_the_verdict_is_by_the_probability_or_else_by_the_score(calibrated, thre
     if threshold is None:
         own = probability(0.5) if calibrated else 1 / (1 + math.exp(-0.5))
         assert judge.threshold == pytest.approx(own)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_between_two_thresholds_it_is_too_close_to_call(calibrated):
+    detector = stand_in.StandIn(calibrated=calibrated, lower=-1.0)
+    judge = results.Judge(detector)
+    verdicts = {-1.01: REAL, -1.0: UNDECIDED, 0.49: UNDECIDED, 0.5: FAKE}
+    for z, verdict in verdicts.items():
+        row = judge.row("a", "image", z)
+        assert (row.verdict, row.logit) == (verdict, z)
+        assert row.score == pytest.approx(1 / (1 + math.exp(-z)))
+        assert row.reason == "too close to call" * (verdict == UNDECIDED)
+    expected = [probability(z) for z in (-1.0, 0.5)]
+    if not calibrated:
+        expected = [1 / (1 + math.exp(-z)) for z in (-1.0, 0.5)]
+    assert [judge.lower, judge.threshold] == pytest.approx(expected)
+    # A threshold of the user's is the only one.
+    judge = results.Judge(detector, 0.45)
+    verdicts = [judge.row("a", "image", z).verdict for z in (-0.9, 0.4)]
+    assert judge.lower == judge.threshold == 0.45
+    assert verdicts == [REAL, FAKE]
+
+
+def test_a_picture_is_real_only_where_every_face_is():
+    judge = results.Judge(stand_in.StandIn(lower=-1.0))
+    boxes = [(1, 2, 30, 40), (5, 6, 20, 20)]
+    for logits, verdicts in (
+        ([-2.0, -3.0], [REAL, REAL, REAL]),
+        ([-2.0, 0.0], [UNDECIDED, REAL, UNDECIDED]),
+        ([0.0, 2.0], [FAKE, UNDECIDED, FAKE]),
+    ):
+        rows = judge.picture("a", "image", boxes, logits)
+        assert [row.verdict for row in rows] == verdicts
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, math.nan, math.inf])
@@ -73,6 +107,19 @@ def track(logits, box):
         np.array([box] * number) + np.arange(number)[:, None] % 3,
         np.array(logits, np.float64),
     )
+
+
+def test_a_video_is_too_close_to_call_by_the_mean_of_its_frames():
+    found = video.VideoResult(
+        frames=3,
+        seconds=0.8,
+        tracks=(track([-4.0, 0.0, 4.0], (1, 2, 3, 4)),),
+        deciding=0,
+        reason="",
+        notes=(),
+    )
+    (row,) = results.Judge(stand_in.StandIn(lower=-1.0)).video("a", "video", found)
+    assert (row.verdict, row.reason, row.frames) == (UNDECIDED, "too close to call", 3)
 
 
 def test_a_video_is_as_fake_as_the_track_that_decides():
@@ -205,6 +252,16 @@ def test_the_table_says_what_the_mean_of_a_video_is_of():
         "24 frames, deviation 0.71)",
         "1 frame)",
     ]
+
+
+def test_the_table_says_that_it_is_too_close_to_call():
+    lines = []
+    table = writers.Table(calibrated=False, say=lines.append)
+    row = Row("v.mp4", "video", score=0.25, logit=-1.1, reason="too close to call")
+    table.add([row._replace(frames=1)])
+    start, _, note = lines[1].partition("  (")
+    assert start.split() == ["undecided", "0.2500", "v.mp4"]
+    assert note == "too close to call; 1 frame)"
 
 
 def test_the_table_is_not_cut_for_a_program():

@@ -82,6 +82,15 @@ def test_each_face_is_a_line_of_its_scores(figure):
     assert axes.get_ylabel() == "score, P(fake)"
 
 
+def test_both_thresholds_are_drawn(figure):
+    axes, legend = figure(PEOPLE, 0.7, lower=0.2)
+    assert legend[-2:] == ["fake from 0.70", "real below 0.20"]
+    levels = {y[0] for _, y, _ in lines(axes).values() if len(set(y)) == 1}
+    assert {0.7, 0.2} <= levels
+    _, legend = figure(PEOPLE, 0.7, lower=0.7)
+    assert legend[-1] == "threshold: 0.70"
+
+
 def test_calibrated_probabilities(figure):
     axes, legend = figure(PEOPLE, 0.7, probability=lambda z: special.expit(z / 2 + 1))
     assert axes.get_ylabel() == "calibrated P(fake)"

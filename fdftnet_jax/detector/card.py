@@ -123,9 +123,15 @@ def _faces(rules: dict[str, Any] | None) -> str:
 def _threshold(card: dict[str, Any]) -> str:
     threshold = card["threshold"]
     what = {"raw": "score", "calibrated": "P(fake)"}[threshold["probability_of"]]
-    return (
+    fake = (
         f"fake from {what} {threshold['probability']:.4f} (logit "
-        f"{threshold['logit']:.4f}): {threshold['rule']}"
+        f"{threshold['logit']:.4f})"
+    )
+    if "lower_logit" not in threshold:
+        return f"{fake}: {threshold['rule']}"
+    return (
+        f"{fake}, real below {threshold['lower_probability']:.4f} (logit "
+        f"{threshold['lower_logit']:.4f}), undecided between: {threshold['rule']}"
     )
 
 

@@ -18,9 +18,9 @@ Verdicts and calibrated probabilities are of log odds, which `logits` gives for 
 the size of the network:
 
 >>> z = detector.logits(np.stack([detector.preprocessing(p) for p in pictures]))
->>> verdicts = ["fake" if called else "real" for called in z >= detector.threshold]
->>> len(verdicts), detector.probability(z).shape
-(2, (2,))
+>>> verdicts = detector.thresholds.verdicts(z)
+>>> set(verdicts) <= {"real", "fake", "undecided"}, detector.probability(z).shape
+(True, (2,))
 """
 
 import itertools
@@ -42,6 +42,7 @@ from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
+from fdftnet_jax.records import Thresholds
 
 # How far logits may lie from those that the file states, in themselves and as a share:
 # CPUs differ in the order of sums alone, others multiply float32 in fewer bits too.
@@ -97,6 +98,8 @@ class Detector:
       card: what the file says (see `export.card`).
       preprocessing: from a picture to the network's views.
       threshold: the lowest log odds that are called fake.
+      thresholds: that one, and the lower one below which log odds are called real; they
+        are the same unless the detector was calibrated by the rule 'band'.
       variables: `params` and `batch_stats` of the network.
       digest: SHA-256 of the file, as it says itself (see `file`).
     """
@@ -124,6 +127,10 @@ class Detector:
         ):
             raise ValueError("views of such a size or number")
         self.threshold = _number(card["threshold"]["logit"])
+        lower = _number(card["threshold"].get("lower_logit", self.threshold))
+        if lower > self.threshold:
+            raise ValueError("the lower threshold is above the upper one")
+        self.thresholds = Thresholds(lower, self.threshold)
         self._calibration = card["calibration"]
         if self._calibration is not None:
             _number(self._calibration["shift"])

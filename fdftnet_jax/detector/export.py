@@ -13,7 +13,9 @@ The file's arrays are the weights by path, `params/...` and `batch_stats/...`, a
   calibration        see `records.Calibration`; null without one
   threshold          `logit` and `probability` from which a picture is called fake, the
                      `rule` that chose them, and what it is a `probability_of`:
-                     'calibrated' or 'raw'
+                     'calibrated' or 'raw'; by the rule 'band' also `lower_logit` and
+                     `lower_probability`, below which a picture is called real: between,
+                     it is undecided
   faces              the rules by which `experiments.prepare_faces` cut the training
                      data (`choice.RECORDED`); null where nobody knows
   trained_on         for each data set that the weights have seen, the latest first:
@@ -196,9 +198,7 @@ def _threshold(calibration: Calibration | None) -> dict[str, Any]:
             "rule": "score 0.5, not calibrated",
         }
     return {
-        "logit": calibration.threshold_logit,
-        "probability": calibration.threshold_probability,
-        "probability_of": "calibrated",
+        **calibration.described_thresholds(),
         "rule": calibration.rule_in_words,
     }
 

@@ -55,6 +55,7 @@ def draw(
     row: Row,
     *,
     threshold: float | None = None,
+    lower: float | None = None,
 ) -> None:
     """Draws the explanation of a face; makes its folder.
 
@@ -71,6 +72,7 @@ def draw(
       detector: a `Detector`.
       row: the result of the face.
       threshold: that of the verdict, as P(fake); by default the detector's own.
+      lower: that below which a face is called real; None is the threshold.
 
     Raises:
       UserError: the network cannot be rebuilt (see `Detector.model`), another suffix,
@@ -79,7 +81,7 @@ def draw(
     face, view, note = _shown_and_scored(image, detector)
     what = "picture" if row.width is None else "face"
     shown, left_out = panels(detector, view, what)
-    caption = [*_caption(name, row, detector, threshold), note, left_out]
+    caption = [*_caption(name, row, detector, threshold, lower), note, left_out]
     count = sum(map(len, shown))
     caption += [_ATTENTION] * (count > 2) + [_CAM] * (count > 1)
     with mpl.rc_context(plots.STYLE):
@@ -166,7 +168,11 @@ def _shown_and_scored(
 
 
 def _caption(
-    name: str, row: Row, detector: Any, threshold: float | None
+    name: str,
+    row: Row,
+    detector: Any,
+    threshold: float | None,
+    lower: float | None,
 ) -> Iterator[str]:
     """The lines below the panels, the verdict first."""
     fake = row.score if row.probability is None else row.probability
@@ -174,7 +180,10 @@ def _caption(
         threshold = float(detector.card["threshold"]["probability"])
     what = "score" if row.probability is None else "P(fake)"
     score = "no score" if fake is None else f"{what} {fake:.3f}"
-    yield f"{row.verdict}: {score} (fake from {threshold:.3f})"
+    real = ""
+    if lower is not None and lower < threshold:
+        real = f", real below {lower:.3f}"
+    yield f"{row.verdict}: {score} (fake from {threshold:.3f}{real})"
     if row.probability is not None and row.score is not None:
         yield f"P(fake) is calibrated; raw score {row.score:.3f}"
     yield plots.drawable(name)

@@ -6,7 +6,10 @@ score and verdict, and a row for each face follows, the largest first. (The more
 the more chances of a false alarm.) A video's row is that of the person who looks most
 fake; where several were followed, a row for each comes after it (see `video`).
 
-An input without a verdict is `undecided` and says why; it has no score.
+An input that cannot be judged is `undecided` and says why; it has no score. A detector
+may have two thresholds (`records.Thresholds`): what has a score between them is
+`undecided`, too, with the reason `TOO_CLOSE`. So a picture is real only where each of
+its faces is, and undecided where none is fake and one is too close to call.
 """
 
 from collections.abc import Sequence
@@ -18,8 +21,10 @@ from scipy import special
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import video
 from fdftnet_jax.prediction.faces import Box
+from fdftnet_jax.records import UNDECIDED, Thresholds
 
-REAL, FAKE, UNDECIDED = "real", "fake", "undecided"
+# The reason of an input with a score that is UNDECIDED.
+TOO_CLOSE = "too close to call"
 
 
 class Row(NamedTuple):
@@ -46,12 +51,14 @@ class Row(NamedTuple):
 
 
 class Judge:
-    """Gives verdicts, by a detector's own threshold or by one of the user's.
+    """Gives verdicts, by a detector's own thresholds or by a single one of the user's.
 
     Attributes:
       of: what the threshold is about: 'probability' (calibrated P(fake)) where the
         detector is calibrated, else 'score' (raw P(fake)).
       threshold: of that, in [0, 1]; from it on, a face is called fake.
+      lower: of the same; below it, a face is called real. It is the same as `threshold`
+        unless the detector has two and the user gives none.
     """
 
     def __init__(self, detector: Any, threshold: float | None = None):
@@ -63,11 +70,18 @@ class Judge:
             )
         self._detector = detector
         self._own_threshold = threshold is None
-        at = np.array([detector.threshold], np.float64)
+        own = detector.thresholds
+        at = np.array([own.lower, own.upper], np.float64)
         probability = detector.probability(at)
         self.of = "score" if probability is None else "probability"
-        own = special.expit(at) if probability is None else probability
-        self.threshold = float(own[0]) if threshold is None else threshold
+        if threshold is None:
+            # The thresholds as they were chosen, without rounding.
+            self._thresholds = own
+            shown = special.expit(at) if probability is None else probability
+            self.lower, self.threshold = map(float, shown)
+        else:
+            self._thresholds = Thresholds(threshold, threshold)
+            self.lower = self.threshold = threshold
 
     def row(self, path: str, kind: str, logit: float, **fields: Any) -> Row:
         """Judges one score, by its finite logit."""
@@ -76,17 +90,18 @@ class Judge:
         calibrated = self._detector.probability(z)
         probability = None if calibrated is None else float(calibrated[0])
         if self._own_threshold:
-            # The threshold as it was chosen, without rounding.
-            fake = logit >= self._detector.threshold
+            judged = float(logit)
         else:
-            fake = (score if probability is None else probability) >= self.threshold
+            judged = score if probability is None else probability
+        verdict = str(self._thresholds.verdicts(judged))
         return Row(
             path,
             kind,
             score=score,
             logit=float(logit),
             probability=probability,
-            verdict=FAKE if fake else REAL,
+            verdict=verdict,
+            reason=TOO_CLOSE if verdict == UNDECIDED else "",
             **fields,
         )
 

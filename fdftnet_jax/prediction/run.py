@@ -34,13 +34,14 @@ from fdftnet_jax.prediction import (
     video,
     writers,
 )
-from fdftnet_jax.prediction.results import Row
+from fdftnet_jax.prediction.results import TOO_CLOSE, Row
+from fdftnet_jax.records import FAKE, REAL, UNDECIDED
 
-# Exit code where no input has a verdict.
-NOTHING_DECIDED = 3
+# Exit code where no input could be judged.
+NOTHING_JUDGED = 3
 # Batches of files that may be decoded before the network needs them.
 _AHEAD = 2
-# Inputs without a verdict that the summary names.
+# Inputs that could not be judged that the summary names.
 _NAMED = 10
 SCHEMA_VERSION = 2
 
@@ -84,7 +85,8 @@ def predict(options: Options) -> int:
       options: of the command.
 
     Returns:
-      0, or `NOTHING_DECIDED` where no input has a verdict.
+      0, or `NOTHING_JUDGED` where no input has a score. (One that is too close to call
+      has been judged.)
 
     Raises:
       UserError: the detector, an option or a place to write to is not as expected;
@@ -131,7 +133,7 @@ def predict(options: Options) -> int:
             raise
     writer.close(tally.summary(), complete=True)
     _say_on_stderr(tally.lines(writer.place))
-    return 0 if tally.decided else NOTHING_DECIDED
+    return 0 if tally.judged else NOTHING_JUDGED
 
 
 def _print_any_name() -> None:
@@ -184,6 +186,7 @@ def _face_rules(options: Options, detector: Any) -> FaceRules | None:
 def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any]:
     """What the results depend on, for JSON."""
     card = detector.card
+    lower = {"lower": judge.lower} if judge.lower < judge.threshold else {}
     return {
         "schema_version": SCHEMA_VERSION,
         "fdftnet_jax": fdftnet_jax.__version__,
@@ -192,20 +195,22 @@ def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any
             "sha256": detector.digest,
             "toy": card["toy"],
         },
-        "threshold": {"of": judge.of, "value": judge.threshold},
+        "threshold": {"of": judge.of, "value": judge.threshold, **lower},
         "faces": "crop" if crop else "whole",
     }
 
 
 def _opening(header: dict[str, Any]) -> Iterator[str]:
     """Lines about the detector, printed before the results."""
-    of = header["threshold"]["of"]
-    what = "calibrated P(fake)" if of == "probability" else "score (not calibrated)"
+    threshold = header["threshold"]
+    calibrated = threshold["of"] == "probability"
+    what = "calibrated P(fake)" if calibrated else "score (not calibrated)"
     looks = "each face" if header["faces"] == "crop" else "the whole picture"
     name = printable(str(header["detector"]["name"]))
-    yield (
-        f"{name}: scores {looks}; fake from {what} {header['threshold']['value']:.3g}"
-    )
+    line = f"{name}: scores {looks}; fake from {what} {threshold['value']:.3g}"
+    if "lower" in threshold:
+        line += f", real below {threshold['lower']:.3g}, {TOO_CLOSE} between"
+    yield line
     if header["detector"]["toy"]:
         yield "a toy of computed pictures: its verdicts on photographs say nothing"
 
@@ -313,6 +318,7 @@ class _Scorer:
             Path(folder, outputs.figure_name(path, ".svg")),
             result,
             self._judge.threshold,
+            lower=self._judge.lower,
             probability=self._detector.probability,
             name=os.path.basename(path),
         )
@@ -330,51 +336,58 @@ class _Scorer:
                 self._detector,
                 rows[0],
                 threshold=self._judge.threshold,
+                lower=self._judge.lower,
             )
 
 
 class Tally:
-    """Counts verdicts, and remembers some of the inputs without one.
+    """Counts verdicts, and remembers some of the inputs that could not be judged.
 
     Attributes:
       inputs: how many there were.
+      too_close: how many of them were judged, and are too close to call.
       skipped: what was left out.
     """
 
     def __init__(self) -> None:
         self.inputs = 0
+        self.too_close = 0
         self.skipped = inputs.Skipped()
         self._verdicts: collections.Counter[str] = collections.Counter()
-        self._undecided: list[Row] = []
+        self._not_judged: list[Row] = []
         self._start = time.monotonic()
 
     @property
-    def decided(self) -> int:
-        """Number of inputs with a verdict."""
-        return self._verdicts[results.REAL] + self._verdicts[results.FAKE]
+    def judged(self) -> int:
+        """Number of inputs with a score."""
+        return self._verdicts[REAL] + self._verdicts[FAKE] + self.too_close
 
     def add(self, rows: Sequence[Row]) -> None:
         """Takes the rows of an input."""
         row = rows[0]
         self.inputs += 1
         self._verdicts[row.verdict] += 1
-        if row.verdict == results.UNDECIDED and len(self._undecided) < _NAMED:
-            self._undecided.append(row)
+        if row.reason == TOO_CLOSE:
+            self.too_close += 1
+        elif row.verdict == UNDECIDED and len(self._not_judged) < _NAMED:
+            self._not_judged.append(row)
 
     def summary(self) -> dict[str, Any]:
-        """The counts, for JSON."""
-        verdicts = (results.REAL, results.FAKE, results.UNDECIDED)
+        """The counts, for JSON; `too_close` are of those that are undecided."""
         return {
             "inputs": self.inputs,
-            **{verdict: self._verdicts[verdict] for verdict in verdicts},
+            **{v: self._verdicts[v] for v in (REAL, FAKE, UNDECIDED)},
+            "too_close": self.too_close,
             "skipped": vars(self.skipped),
         }
 
     def lines(self, place: str) -> Iterator[str]:
-        """The counts as lines of text; last the inputs without a verdict, and why."""
+        """The counts as lines of text; last the inputs not judged, and why."""
         seconds = time.monotonic() - self._start
-        verdicts = (results.REAL, results.FAKE, results.UNDECIDED)
+        verdicts = (REAL, FAKE, UNDECIDED)
         counts = ", ".join(f"{self._verdicts[v]} {v}" for v in verdicts)
+        if self.too_close:
+            counts += f" ({self.too_close} {TOO_CLOSE})"
         rate = f"{seconds:.1f} s, {self.inputs / seconds:.3g}/s"
         yield f"{counted(self.inputs, 'input')}: {counts}; {rate}"
         left_out = [
@@ -387,12 +400,12 @@ class Tally:
             yield f"left out: {', '.join(any_left_out)}"
         if place != writers.ON_SCREEN:
             yield f"results: {printable(place)}"
-        undecided = self._verdicts[results.UNDECIDED]
-        if undecided:
-            yield "undecided:"
-        for row in self._undecided:
+        not_judged = self.inputs - self.judged
+        if not_judged:
+            yield "could not be judged:"
+        for row in self._not_judged:
             yield f"  {printable(row.path)}: {printable(row.reason)}"
-        if more := undecided - len(self._undecided):
+        if more := not_judged - len(self._not_judged):
             yield f"  and {more} more, with their reasons, in {printable(place)}"
 
 

@@ -36,10 +36,11 @@ def draw(
     result: VideoResult,
     threshold: float,
     *,
+    lower: float | None = None,
     probability: Callable[[np.ndarray], np.ndarray | None] = lambda logits: None,
     name: str = "",
 ) -> None:
-    """Draws P(fake) of each sampled frame, a line for each face, and the threshold.
+    """Draws P(fake) of each sampled frame, a line for each face, and the thresholds.
 
     A dot is the crop of one frame; a line breaks where the face is not found. What
     decides is the mean of a face's log odds: in the legend, as P(fake).
@@ -48,8 +49,9 @@ def draw(
       path: the file to write; its suffix chooses svg or png.
       result: of the video; one without faces gives an empty figure with the reason.
       threshold: P(fake) from which a face is called fake, in [0, 1].
+      lower: that below which it is called real; None is the threshold.
       probability: log odds -> calibrated P(fake); where it gives None, P(fake) is the
-        raw score. The threshold is about the same.
+        raw score. The thresholds are about the same.
       name: of the video, the title.
 
     Raises:
@@ -84,8 +86,13 @@ def draw(
         if (others := len(order) - _COLOURED) > 0:
             named = counted(others, "more face")
             lines.append(Line2D([], [], label=named, **_DOTS | _OTHERS))
-        axes.axhline(threshold, **_THRESHOLD)
-        lines.append(Line2D([], [], label=f"threshold: {threshold:.2f}", **_THRESHOLD))
+        marks = {f"threshold: {threshold:.2f}": threshold}
+        if lower is not None and lower < threshold:
+            marks = {f"fake from {threshold:.2f}": threshold}
+            marks[f"real below {lower:.2f}"] = lower
+        for label, height in marks.items():
+            axes.axhline(height, **_THRESHOLD)
+            lines.append(Line2D([], [], label=label, **_THRESHOLD))
         if not order:
             reason = textwrap.fill(result.reason, 40)
             axes.text(0.5, 0.7, reason, transform=axes.transAxes, ha="center")

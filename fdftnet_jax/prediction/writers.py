@@ -22,8 +22,9 @@ from typing import Any, Protocol, TextIO
 from fdftnet_jax import files
 from fdftnet_jax.errors import UserError, counted
 from fdftnet_jax.files import printable
-from fdftnet_jax.prediction import results, video
+from fdftnet_jax.prediction import video
 from fdftnet_jax.prediction.results import Row
+from fdftnet_jax.records import FAKE
 
 STDOUT = "-"
 ON_SCREEN = "the table above"
@@ -266,13 +267,11 @@ class Table:
 
     def _note(self, rows: Sequence[Row]) -> str:
         row, *parts = rows
-        if row.verdict == results.UNDECIDED:
-            return f"  ({printable(row.reason)})"
-        notes = []
+        notes = [printable(row.reason)] if row.reason else []
         if row.frames is not None:
             notes.append(video.describe_frames(row.frames, row.deviation))
         if parts:
-            fake = sum(part.verdict == results.FAKE for part in parts)
+            fake = sum(part.verdict == FAKE for part in parts)
             notes.append(f"{counted(len(parts), 'face')}, {fake} fake")
         if row.notes:
             notes.append(printable(row.notes))
