@@ -71,7 +71,8 @@ is as fake as the person who does, by the mean logit over the frames; deviation
 is the standard deviation of these logits. With --csv and --json, a row for each
 face or person follows that of the input. An input that cannot be judged is
 'undecided', with a reason: no face was found, the face is too small, the file
-is damaged. It has no score.
+is damaged. It has no score. With a detector that has two thresholds, what has a
+score between them is 'undecided' too, as it is too close to call.
 
 An output that exists is refused unless --replace is given, and one that is also
 an input always. In CSV and JSON a path is written as it is, in UTF-8. One that
@@ -79,8 +80,8 @@ is not UTF-8 is its file: address, with its bytes as %NN; a relative one that
 begins with = + - @ or file: gets ./ in front. Other text of CSV that begins
 with = + - @ gets an apostrophe, so that no spreadsheet takes it for a formula.
 
-exit code: 0, also where some inputs are undecided; 3 where all are; 2 for a
-mistake in the command; 130 after Ctrl-C.
+exit code: 0, also where some inputs are undecided; 3 where none could be
+judged; 2 for a mistake in the command; 130 after Ctrl-C.
 """
 
 
@@ -197,6 +198,14 @@ def _add_adapt(subparsers) -> None:
         "end of its 95 %% interval",
     )
     parser.add_argument(
+        "--max-wrong",
+        type=_less_than_half,
+        metavar="X",
+        help="leave pictures that are too close to call undecided, as few as keep the "
+        "wrong verdicts among the others, on validation pictures, within this share, "
+        "such as 0.02 (default: decide all)",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="write the file though more was forgotten"
     )
     parser.add_argument(
@@ -227,6 +236,15 @@ def _share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
+
+
+def _less_than_half(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 0.5:
+            return float(text)
+    raise argparse.ArgumentTypeError(
+        f"expected a number above 0 and below 0.5, found {text!r}"
+    )
 
 
 def _positive(text: str) -> int:
@@ -272,8 +290,9 @@ def _add_predict(subparsers) -> None:
         "--threshold",
         type=float,
         metavar="T",
-        help="fake from this probability on: the calibrated one, or the raw score of a "
-        "detector that is not calibrated (default: the detector's own)",
+        help="fake from this probability on, and real below it: the calibrated one, or "
+        "the raw score of a detector that is not calibrated (default: the detector's "
+        "own, which may be two)",
     )
     parser.add_argument(
         "--workers",

@@ -170,6 +170,23 @@ def test_the_same_command_again(adapted, pictures, start):
     )
 
 
+def test_a_bound_on_wrong_verdicts_sets_two_thresholds(adapted, pictures, start):
+    """Also of a run that was finished with one, and back."""
+    folder, _ = adapted
+    kept = _kept(pictures, folder)
+    for name, max_wrong in (("banded", 0.1), ("single", None)):
+        out = folder / f"{name}.safetensors"
+        given = options(pictures, out, start, max_wrong=max_wrong, **kept)
+        assert adaptation.adapt(given) == 0
+        card = detector.load(out).card
+        assert ("lower_logit" in card["threshold"]) == (max_wrong is not None)
+        if max_wrong is not None:
+            assert card["calibration"]["rule"] == "band"
+            assert card["calibration"]["max_wrong"] == max_wrong
+            page = (folder / f"{name}.report.html").read_text()
+            assert "It decides" in page
+
+
 def test_what_is_forgotten_keeps_the_file_from_being_written(
     adapted, pictures, start, monkeypatch, capsys
 ):
@@ -259,10 +276,12 @@ def test_the_command_line_gives_the_options():
             "S",
             "--seed",
             "3",
+            "--max-wrong",
+            "0.03",
         ]
     )
     assert adapt.Options.of(given) == adapt.Options(
-        "O", "R", "F", start="S", old=("A", "B"), seed=3
+        "O", "R", "F", start="S", old=("A", "B"), max_wrong=0.03, seed=3
     )
 
 
@@ -289,6 +308,8 @@ def test_it_needs_the_package_alone(tmp_path):
     [
         ("--max-forgetting=much", "a number from 0 to 1, found 'much'"),
         ("--max-forgetting=2", "a number from 0 to 1, found '2'"),
+        ("--max-wrong=0.5", "a number above 0 and below 0.5, found '0.5'"),
+        ("--max-wrong=0", "a number above 0 and below 0.5, found '0'"),
         ("--epochs=0", "a whole number from 1, found '0'"),
         ("--epochs=1.5", "a whole number from 1, found '1.5'"),
     ],

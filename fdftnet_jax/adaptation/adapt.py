@@ -74,6 +74,8 @@ class Options:
       workdir: folder of the run; '' is one of the cache that follows from the rest.
       max_forgetting: the largest loss of AUROC on an old forgery, in [0, 1], by the
         upper end of its 95 % interval.
+      max_wrong: the largest share of wrong verdicts among the validation pictures that
+        are decided, in (0, 0.5); None decides all pictures, by one threshold.
       epochs: of the training; 0 is the recipe's number.
       seed: of everything random.
       force: whether the file is written in spite of what was forgotten.
@@ -90,6 +92,7 @@ class Options:
     faces: str = "auto"
     workdir: str = ""
     max_forgetting: float = 0.02
+    max_wrong: float | None = None
     epochs: int = 0
     seed: int = 0
     force: bool = False
@@ -128,7 +131,9 @@ def adapt(options: Options) -> int:
     config = make_config(options, workdir)
     loop.train_and_evaluate(config, str(workdir / "run"))
     with Run(workdir / "run") as run:
-        calibrated = calibration.for_run(run)
+        # A run that was finished before may have been calibrated otherwise.
+        chosen = calibration.Options.of(config.to_dict())
+        calibrated = calibration.for_run(run, chosen)
         before, adaptations = _begun_with(options.start)
         scored = _test(run, _test_folders(config), before, calibrated)
         records = [each.record() for each in scored.tested]
@@ -167,6 +172,8 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         options.faces, _start_from(options.start, config), _given(options)
     )
     config.seed = options.seed
+    if options.max_wrong is not None:
+        config.calibration.update({"rule": "band", "max_wrong": options.max_wrong})
     # The loss counts real and fake pictures the same, however many there are of each.
     config.class_balance = "weights"
     config.epochs = options.epochs or config.epochs

@@ -43,7 +43,7 @@ _RANGES: checks.Ranges = {
     "optimizer.l2_sp": (float, 0, math.inf),
     "optimizer.backbone_rate": (float, 0, math.inf),
     "calibration.fpr": (float, 0, 1),
-    "calibration.max_wrong": (float, 0.0001, 0.4999),
+    "calibration.max_wrong": (float, 1e-6, 0.499999),
     "calibration.prior": (float, 0, 0.999),
     "augment.zoom": (float, 0, 0.99),
     "augment.rotation": (float, 0, 180),
