@@ -18,6 +18,7 @@ from fdftnet_jax.adaptation import adapt, tested
 from fdftnet_jax.data import toy
 from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.records import Thresholds
 from fdftnet_jax.run import Run
 
 EACH = 60
@@ -177,7 +178,7 @@ def test_a_bound_on_wrong_verdicts_sets_two_thresholds(adapted, pictures, start)
     for name, max_wrong in (("banded", 0.1), ("single", None)):
         out = folder / f"{name}.safetensors"
         given = options(pictures, out, start, max_wrong=max_wrong, **kept)
-        assert adaptation.adapt(given) == 0
+        assert adapt.adapt(given) == 0
         card = detector.load(out).card
         assert ("lower_logit" in card["threshold"]) == (max_wrong is not None)
         if max_wrong is not None:
@@ -206,7 +207,7 @@ def _tested(number, loss, *, old=True):
     after = before.copy()
     after[number : number + round(loss * number), 1] = -3.0
     groups = np.arange(2 * number).astype(str)
-    scored = [tested.Scored(logits, 0.0) for logits in (after, before)]
+    scored = [tested.Scored(logits, Thresholds(0.0, 0.0)) for logits in (after, before)]
     return tested.Tested("set", old, labels, groups, "", *scored)
 
 

@@ -37,6 +37,7 @@ from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, results, scoring
 from fdftnet_jax.models import registry
+from fdftnet_jax.records import Thresholds
 from fdftnet_jax.reporting import report as page
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import defaults, loop
@@ -324,7 +325,7 @@ def _begun_with(start: str) -> tuple[_Score | None, list[dict[str, Any]]]:
                 )
             margin = np.concatenate(margins)
             logits = np.stack([np.zeros_like(margin), margin], axis=1)
-            return Scored(logits, known.threshold)
+            return Scored(logits, known.thresholds)
 
         return by_detector, known.card.get("adaptations", [])
     if not os.path.isdir(start):
@@ -334,7 +335,7 @@ def _begun_with(start: str) -> tuple[_Score | None, list[dict[str, Any]]]:
         with Run(start) as run:
             made = run.calibration
             logits = scoring.Network(run).score(dataset, "test").logits
-        return Scored(logits, made.threshold_logit if made else 0.0)
+        return Scored(logits, made.thresholds if made else Thresholds(0.0, 0.0))
 
     return by_run, Run(start).adaptations
 
@@ -356,13 +357,13 @@ def _test(
 ) -> _Scored:
     """Scores the test splits of `_test_folders`."""
     network = scoring.Network(run)
-    threshold = calibrated.threshold_logit if calibrated else 0.0
+    thresholds = calibrated.thresholds if calibrated else Thresholds(0.0, 0.0)
     found: list[Tested] = []
     shown = None
     for folder, old in test_folders.items():
         dataset = _open_test(run, folder)
         scores = network.score(dataset, "test")
-        after = Scored(scores.logits, threshold)
+        after = Scored(scores.logits, thresholds)
         of_before = before and before(dataset)
         found += _by_forgery(dataset, scores, after, of_before, old=old)
         report = results.report(scores, calibrated)
@@ -416,8 +417,8 @@ def _by_forgery(
                 labels,
                 groups[chosen],
                 tested.fingerprint(zip(labels, pictures, strict=True)),
-                Scored(after.logits[chosen], after.threshold),
-                before and Scored(before.logits[chosen], before.threshold),
+                Scored(after.logits[chosen], after.thresholds),
+                before and Scored(before.logits[chosen], before.thresholds),
             )
         )
     return found

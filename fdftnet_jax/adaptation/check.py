@@ -76,7 +76,7 @@ def check(options: Options) -> int:
     worse = False
     for name in options.sets:
         pictures, stated = _find(name, known, adaptations, every=options.all)
-        scored = tested.Scored(_logits(known, pictures.paths, name), known.threshold)
+        scored = tested.Scored(_logits(known, pictures.paths, name), known.thresholds)
         figures = scored.figures(pictures.labels)
         short = (
             stated is not None
@@ -182,6 +182,8 @@ def _lines(
         f"{files.printable(name)}: AUROC {figures['auc']:.3f} on {real} real and "
         f"{fake} fake pictures; {figures['real_called_fake']:.1%} of the real ones "
         f"called fake, {figures['fake_called_real']:.1%} of the fake ones called real"
+        + f", {figures['undecided']:.1%} of all too close to call"
+        * bool(figures["undecided"])
     )
     if stated is None:
         yield "  the file states nothing of these pictures"

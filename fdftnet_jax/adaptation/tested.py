@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fdftnet_jax.evaluation import intervals, metrics
+from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Thresholds
 from fdftnet_jax.training.processes import say
 
 # With fewer test pictures of a class, a loss of a few points cannot be seen.
@@ -21,24 +22,28 @@ class Scored:
 
     Attributes:
       logits: [n, 2].
-      threshold: the lowest log odds that it calls fake.
+      thresholds: on log odds.
     """
 
     logits: np.ndarray
-    threshold: float
+    thresholds: Thresholds
 
     def figures(self, labels: np.ndarray) -> dict[str, float]:
-        """AUROC, and the shares of each class that are called what they are not.
+        """AUROC, and what the verdicts come to.
+
+        Of each class the share that is called what it is not, and of all pictures the
+        share that is too close to call.
 
         Args:
           labels: [n] int, real 0 and fake 1; both must occur.
         """
         ranking = metrics.ranking(labels, self.logits)
-        fake = ranking >= self.threshold
+        verdicts = self.thresholds.verdicts(ranking)
         return {
             "auc": metrics.binary_metrics(labels, self.logits)["auc"],
-            "real_called_fake": float(np.mean(fake[labels == 0])),
-            "fake_called_real": float(np.mean(~fake[labels == 1])),
+            "real_called_fake": float(np.mean(verdicts[labels == 0] == FAKE)),
+            "fake_called_real": float(np.mean(verdicts[labels == 1] == REAL)),
+            "undecided": float(np.mean(verdicts == UNDECIDED)),
         }
 
 
@@ -125,7 +130,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
             if found := each[when]:
                 lines.append(
                     f"  {when:8}{found['auc']:7.3f}{found['real_called_fake']:18.1%} "
-                    f"{found['fake_called_real']:18.1%}"
+                    f"{found['fake_called_real']:18.1%}{_undecided(found)}"
                 )
         if each["change"]:
             low, high = each["change"]
@@ -135,6 +140,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
                 "confidence)"
             )
     return "\n".join(lines)
+
+
+def _undecided(figures: Mapping[str, float]) -> str:
+    share = figures["undecided"]
+    return f"  ({share:.1%} too close to call)" if share else ""
 
 
 def judge(tested: Sequence[Tested], max_forgetting: float) -> list[str]:
