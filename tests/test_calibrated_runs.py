@@ -60,7 +60,7 @@ def test_it_is_that_of_the_best_checkpoint_on_validation(run, scored, capsys):
     assert "calibrated on 18 validation images" in capsys.readouterr().err
 
 
-def test_it_is_made_once(run, scored):
+def test_it_is_made_once(run, scored, capsys):
     made = calibration.for_run(Run(run))
     assert calibration.for_run(Run(run)) == made
     assert calibration.for_run(Run(run), Options()) == made
@@ -74,8 +74,11 @@ def test_it_is_made_once(run, scored):
     band = calibration.for_run(Run(run), Options("band", max_wrong=0.3))
     assert calibration.for_run(Run(run), Options("band", max_wrong=0.3)) == band
     assert len(scored) == 3
-    other = calibration.for_run(Run(run), Options("band", max_wrong=0.1))
-    assert (band.max_wrong, other.max_wrong) == (0.3, 0.1)
+    capsys.readouterr()
+    other = calibration.for_run(Run(run), Options("band", max_wrong=0.02))
+    assert (band.max_wrong, other.max_wrong) == (0.3, 0.02)
+    told = capsys.readouterr().err
+    assert "real below" in told and "warning: validation has 18 images, too few" in told
     assert len(scored) == 4
 
 

@@ -281,7 +281,7 @@ def test_no_other_pair_of_thresholds_decides_more(seed):
 
 @pytest.mark.parametrize("max_wrong", [0.001, 0.02, 0.1, 0.3])
 @pytest.mark.parametrize("prior", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("spread", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("spread", [0.0, 1.5, 2.0, 4.0])
 def test_among_the_decided_no_more_than_the_bound_are_wrong(spread, prior, max_wrong):
     labels, ranking = simulated(1500, prior=0.3, spread=spread, seed=7)
     if not spread:  # Scores that mean nothing.
