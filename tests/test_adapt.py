@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import small_runs
@@ -16,8 +17,9 @@ from sklearn import metrics
 from fdftnet_jax import cli
 from fdftnet_jax.adaptation import adapt, tested
 from fdftnet_jax.data import toy
-from fdftnet_jax.detector import detector, export, file
+from fdftnet_jax.detector import detector, export, file, network
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.models import registry
 from fdftnet_jax.records import Thresholds
 from fdftnet_jax.run import Run
 
@@ -238,8 +240,8 @@ def test_mistakes(pictures, start, tmp_path):
     (tmp_path / "empty").mkdir()
     mine = str(pictures / "mine" / "real")
     for changes, message in (
-        ({"fake": str(tmp_path / "empty")}, "has 0 pictures: expected 20 or more"),
-        ({"fake": str(few)}, "has 3 pictures: expected 20 or more"),
+        ({"fake": str(tmp_path / "empty")}, "has 0 pictures: expected 40 or more"),
+        ({"fake": str(few)}, "has 3 pictures: expected 40 or more"),
         ({"fake": mine}, "are the same folder"),
         ({"fake": str(tmp_path / "none")}, "at --fake, found no"),
         ({"old": (str(few),)}, "to hold real/ and fake/, found neither"),
@@ -414,6 +416,22 @@ def test_a_check_of_a_worse_detector(adapted, pictures, tmp_path, capsys):
     assert cli.main(["check", str(worse), "--all", str(tmp_path / "set")]) == 0
     told = capsys.readouterr().out
     assert "on 60 real and 60 fake" in told and "states nothing" in told
+
+
+def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
+    """Its network had no taps, and a Fine-Tune Transformer for images of any size."""
+    contents = file.read(start)
+    new = ("taps", "ftt_size", "ftt_view", "ftt_filter")
+    model = {k: v for k, v in contents.card["model"].items() if k not in new}
+    old = tmp_path / "old.safetensors"
+    file.write(old, contents.arrays, {**contents.card, "model": model})
+    config = adapt.make_config(options(pictures, "x", old), tmp_path / "work")
+    built = registry.build({**config.model.to_dict(), "dtype": "float32"})
+    views = np.zeros((1, config.data.size, config.data.size, 3), np.float32)
+    shapes = jax.eval_shape(lambda: built.init(jax.random.key(0), views, train=False))
+    found = {path: leaf.shape for path, leaf in network.flat(shapes).items()}
+    arrays = {k: a.shape for k, a in contents.arrays.items() if k != "stablehlo"}
+    assert found == arrays
 
 
 def test_options_that_need_others(pictures, start, tmp_path):

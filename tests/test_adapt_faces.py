@@ -22,7 +22,7 @@ RULES = {
     **{"detector": "cascade", "detector_version": "1", "faces": "largest"},
     **{"margin": 0.3, "min_size": 48, "min_confidence": 4.5},
 }
-EACH = 24
+EACH = 40
 
 
 def _picture(number, shift=0):
@@ -84,7 +84,7 @@ def test_a_detector_of_faces_learns_faces(given, start, tmp_path, serial, capsys
     asked = options(given, out, start=str(start), workdir=str(work), force=True)
     assert adapt.adapt(asked) == 0
     told = capsys.readouterr().err
-    assert "faces out of 50 pictures and videos; without a face: 1 no face" in told
+    assert "faces out of 82 pictures and videos; without a face: 1 no face" in told
     found = detector.load(out)
     cut_by = {**found.card["faces"], "detector_version": RULES["detector_version"]}
     assert cut_by == RULES

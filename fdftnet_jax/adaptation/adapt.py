@@ -52,8 +52,8 @@ FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15, "finetune": 0.0}
 # faces cut out, by that of the folder of the picture or video.
 _BY_FOLDER = r"([^/]+)/[^/]*$"
 _BY_FOLDER_OF_SOURCE = r"([^/]+)/[^/]+/[^/]*$"
-# Pictures at a time of the detector that a training started from.
-_CHUNK = 32
+# What a network is of which these fields are not told: it was made before them.
+_WITHOUT = {"taps": False, "ftt_size": 0, "ftt_view": "whole", "ftt_filter": ""}
 # Scores the test split of a data set.
 _Score = Callable[[forgery_faces.FaceDataset], Scored]
 
@@ -259,7 +259,8 @@ def _start_from(
         # The same network goes on, with all its layers.
         config.init_heads = True
         known = set(config.model)
-        config.model.update({k: v for k, v in model.items() if k in known})
+        own = {name: value for name, value in model.items() if name in known}
+        config.model.update(_WITHOUT | own)
     return rules
 
 
@@ -316,14 +317,10 @@ def _begun_with(start: str) -> tuple[_Score | None, list[dict[str, Any]]]:
 
         def by_detector(dataset: forgery_faces.FaceDataset) -> Scored:
             records = dataset.source("test")
-            margins = []
-            for first in range(0, len(records), _CHUNK):
-                chunk = range(first, min(first + _CHUNK, len(records)))
-                pictures = [images.decode_png(records[i]["image"]) for i in chunk]
-                margins.append(
-                    known.logits(np.stack([known.preprocessing(p) for p in pictures]))
-                )
-            margin = np.concatenate(margins)
+            pictures = (
+                images.decode_png(records[i]["image"]) for i in range(len(records))
+            )
+            margin = known.log_odds(pictures)
             logits = np.stack([np.zeros_like(margin), margin], axis=1)
             return Scored(logits, known.thresholds)
 

@@ -19,8 +19,6 @@ from fdftnet_jax.errors import UserError
 
 # It does worse on some pictures than its file states.
 EXIT_WORSE = 4
-# Pictures at a time.
-_CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +156,8 @@ def _as_trained(name: str, known: detector.Detector) -> str:
 
 def _logits(known: detector.Detector, paths: Sequence[str], name: str) -> np.ndarray:
     """[n, 2] of pictures."""
-    margins = []
-    with tqdm(total=len(paths), desc=name, unit=" pictures", disable=None) as bar:
-        for first in range(0, len(paths), _CHUNK):
-            chunk = paths[first : first + _CHUNK]
-            margins.append(known.logits(np.stack([known.view(p) for p in chunk])))
-            bar.update(len(chunk))
-    margin = np.concatenate(margins)
+    shown = tqdm(paths, desc=name, unit=" pictures", disable=None)
+    margin = known.log_odds(shown)
     return np.stack([np.zeros_like(margin), margin], axis=1)
 
 

@@ -215,7 +215,19 @@ class Detector:
     def score(
         self, images: Image | Iterable[Image], batch_size: int = 64
     ) -> np.ndarray:
-        """Scores pictures of any size.
+        """Scores pictures of any size: P(fake), raw.
+
+        Takes the same and raises the same as `log_odds`.
+
+        Returns:
+          [b] float64, raw P(fake) in [0, 1], as the column `score` of an evaluation.
+        """
+        return special.expit(self.log_odds(images, batch_size))
+
+    def log_odds(
+        self, images: Image | Iterable[Image], batch_size: int = 64
+    ) -> np.ndarray:
+        """Computes the log odds of pictures of any size.
 
         Args:
           images: [b, h, w, 3] uint8 RGB; or several such [h, w, 3] and paths of image
@@ -223,7 +235,7 @@ class Detector:
           batch_size: views at a time, at least 1.
 
         Returns:
-          [b] float64, raw P(fake) in [0, 1], as the column `score` of an evaluation.
+          [b] float64; from `threshold` on, a picture is called fake.
 
         Raises:
           UserError: an array is no picture; its subclass `ImageError`: a file is none.
@@ -231,11 +243,14 @@ class Detector:
         if isinstance(images, str | os.PathLike):
             images = [images]
         count = max(1, batch_size // self.preprocessing.number)
-        logits = [
-            self.logits(np.stack([self.view(image) for image in chunk]))
-            for chunk in _chunks(images, count)
-        ]
-        return special.expit(np.concatenate([np.zeros(0), *logits]))
+        logits = [np.zeros(0)]
+        for chunk in _chunks(images, count):
+            views = np.stack([self.view(image) for image in chunk])
+            # Another number of views would be compiled anew.
+            whole = len(views) if len(logits) == 1 else count
+            rows = np.resize(np.arange(len(views)), whole)
+            logits.append(self.logits(views[rows])[: len(views)])
+        return np.concatenate(logits)
 
     def model(self) -> nn.Module:
         """Builds the Flax network `(images, *, train) -> logits [b, 2]`.
