@@ -190,33 +190,46 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         "picture": faces.BY_SOURCE if crops else "picture",
         "folder": _BY_FOLDER_OF_SOURCE if crops else _BY_FOLDER,
     }.get(options.group_by, options.group_by)
-    corrections = None
-    if options.corrections:
-        corrections = folders.read_corrections(options.corrections)
-    data = workdir / "data"
-    given = data / "given" if crops and crops.rules else data
-    used = []
-    if options.fake:
-        name = folders.called(options.fake)
-        used.append(f"new/{name}")
-        # With faces cut out, the first folder below fake/ would be that of a picture.
-        below = f"/{name}" if crops else ""
-        classes = {f"real{below}": options.real, f"fake{below}": options.fake}
-        folders.lay_out(given / used[0], classes, corrections)
-        corrections = None
-    if options.old:
-        # Without a new forgery, what is known is trained on with the corrections.
-        used.append("old")
-        folders.lay_out_old(given / "old", options.old, corrections)
-    if crops:
-        for name in used:
-            crops.make(given / name, data / name)
-    config.data.dir, *replayed = (str(data / name) for name in used)
+    config.data.dir, *replayed = map(str, _lay_out(options, workdir / "data", crops))
     if replayed:
         [config.data.replay_dir] = replayed
     else:
         config.data.replay = 0
     return config.lock()
+
+
+def _lay_out(options: Options, data: Path, crops: faces.Crops | None) -> list[Path]:
+    """Makes the run's own data set and, where there is one, that of replay.
+
+    Args:
+      options: which pictures they are of.
+      data: where they go.
+      crops: how faces are cut out; None takes pictures whole.
+
+    Returns:
+      Their folders.
+    """
+    corrections = None
+    if options.corrections:
+        corrections = folders.read_corrections(options.corrections)
+    given = data / "given" if crops and crops.rules else data
+    names = []
+    if options.fake:
+        name = folders.called(options.fake)
+        names.append(f"new/{name}")
+        # With faces cut out, the first folder below fake/ would be that of a picture.
+        below = f"/{name}" if crops else ""
+        classes = {f"real{below}": options.real, f"fake{below}": options.fake}
+        folders.lay_out(given / names[0], classes, corrections)
+        corrections = None
+    if options.old:
+        # Without a new forgery, what is known is trained on with the corrections.
+        names.append("old")
+        folders.lay_out_old(given / "old", options.old, corrections)
+    if crops:
+        for name in names:
+            crops.make(given / name, data / name)
+    return [data / name for name in names]
 
 
 def _given(options: Options) -> list[str]:
