@@ -202,6 +202,13 @@ def test_a_folder_with_one_class(tmp_path):
     assert folders.read_corrections(str(tmp_path)) == {"real": [str(picture)]}
 
 
+def test_corrections_of_one_class_are_warned_of(recwarn):
+    folders.warn_if_one_sided({"real": ["a"], "fake": ["b"]})
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="all corrections are real: .* label fake"):
+        folders.warn_if_one_sided({"real": ["a"], "fake": []})
+
+
 def test_mistakes_in_corrections(tmp_path):
     (picture,) = _fill(tmp_path, 1, 0)
     for row, message in (

@@ -212,6 +212,7 @@ def _lay_out(options: Options, data: Path, crops: faces.Crops | None) -> list[Pa
     corrections = None
     if options.corrections:
         corrections = folders.read_corrections(options.corrections)
+        folders.warn_if_one_sided(corrections)
     given = data / "given" if crops and crops.rules else data
     names = []
     if options.fake:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import urllib.parse
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -163,6 +164,21 @@ def read_corrections(path: str) -> Corrections:
             "or give a folder with pictures in real/ and fake/"
         )
     return found
+
+
+def warn_if_one_sided(corrections: Corrections) -> None:
+    """Warns of corrections of one class, whose looks become the sign of that class."""
+    given = [name for name, paths in corrections.items() if paths]
+    if len(given) == 1:
+        [name] = given
+        [other] = set(splits.CLASSES) - set(given)
+        warnings.warn(
+            f"all corrections are {name}: what they have in common besides, such as "
+            f"their colours or size, may become the sign of {name}; label {other} "
+            "pictures of the same kind, too, as many, also those that the detector "
+            "got right",
+            stacklevel=2,
+        )
 
 
 def _of_folder(folder: str) -> Corrections:
