@@ -215,7 +215,7 @@ def _adaptations(run: Run) -> Iterator[page.Part]:
         for each in adaptation["sets"]:
             before, after = each["before"] or {}, each["after"]
             figures = [
-                f"{before[name]:{form}} to {after[name]:{form}}"
+                f"{before[name]:{form}} → {after[name]:{form}}"
                 if before
                 else f"{after[name]:{form}}"
                 for name, form in (
