@@ -6,44 +6,27 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 import fdftnet_jax
-from fdftnet_jax.data import images
 from fdftnet_jax.detector import file as detector_file
 from fdftnet_jax.errors import Interrupted, UserError, counted
-from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.files import printable
-from fdftnet_jax.prediction import (
-    faces,
-    inputs,
-    outputs,
-    results,
-    stream,
-    video,
-    writers,
-)
+from fdftnet_jax.prediction import inputs, outputs, results, scorer, writers
 from fdftnet_jax.prediction.results import TOO_CLOSE, Row
 from fdftnet_jax.records import FAKE, REAL, UNDECIDED
 
 # Exit code where no input could be judged.
 NOTHING_JUDGED = 3
-# Batches of files that may be decoded before the network needs them.
-_AHEAD = 2
 # Inputs that could not be judged that the summary names.
 _NAMED = 10
-SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +87,8 @@ def predict(options: Options) -> int:
     own = outputs.make_folders(options.folders)
     detector = fdftnet_jax.load(options.detector, program=options.program)
     judge = results.Judge(detector, options.threshold)
-    rules = _face_rules(options, detector)
-    header = _header(detector, judge, crop=rules is not None)
+    rules = scorer.face_rules(options.faces, detector)
+    header = scorer.header(detector, judge, crop=rules is not None)
     _say_on_stderr(_opening(header))
 
     def items(skipped: inputs.Skipped | None = None) -> Iterator[inputs.Item]:
@@ -117,9 +100,17 @@ def predict(options: Options) -> int:
     # `disable=None` shows the bar on a terminal only.
     with tqdm(total=total, unit=" files", disable=None, leave=False) as bar:
         writer = _writer(options, header, say=functools.partial(_say, bar))
-        scorer = _Scorer(options, detector, judge, rules)
+        work = scorer.Scorer(
+            detector,
+            judge,
+            rules,
+            plots=options.plots,
+            explain=options.explain,
+            debug=options.debug,
+        )
+        rows_of_each = work.rows(items(tally.skipped), options.workers)
         try:
-            with contextlib.closing(scorer.rows(items(tally.skipped))) as scored:
+            with contextlib.closing(rows_of_each) as scored:
                 for rows in scored:
                     writer.add(rows)
                     tally.add(rows)
@@ -175,31 +166,6 @@ def _check_outputs(options: Options, listed: list[str]) -> None:
         outputs.check_folder(path, flag, replace=options.replace, inputs=named)
 
 
-def _face_rules(options: Options, detector: Any) -> FaceRules | None:
-    """The rules by which faces are cut out; None scores pictures as they are."""
-    card_rules = detector.card["faces"]
-    if options.faces == "crop" or (options.faces == "auto" and card_rules is not None):
-        return faces.rules_of(card_rules)
-    return None
-
-
-def _header(detector: Any, judge: results.Judge, *, crop: bool) -> dict[str, Any]:
-    """What the results depend on, for JSON."""
-    card = detector.card
-    lower = {"lower": judge.lower} if judge.lower < judge.threshold else {}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "fdftnet_jax": fdftnet_jax.__version__,
-        "detector": {
-            "name": card["name"],
-            "sha256": detector.digest,
-            "toy": card["toy"],
-        },
-        "threshold": {"of": judge.of, "value": judge.threshold, **lower},
-        "faces": "crop" if crop else "whole",
-    }
-
-
 def _opening(header: dict[str, Any]) -> Iterator[str]:
     """Lines about the detector, printed before the results."""
     threshold = header["threshold"]
@@ -238,106 +204,6 @@ def _stopped(
         f"stopped after {counted(tally.inputs, 'input')}, whose results are in "
         f"{place}; the same command{anew} begins again",
     )
-
-
-class _Scorer:
-    """Turns inputs into rows."""
-
-    def __init__(
-        self,
-        options: Options,
-        detector: Any,
-        judge: results.Judge,
-        rules: FaceRules | None,
-    ):
-        self._options = options
-        self._detector = detector
-        self._judge = judge
-        self._rules = rules
-        self._reader = stream.Reader(
-            detector.preprocessing,
-            find=None if rules is None else functools.partial(faces.find, rules=rules),
-            video=self._video,
-            debug=options.debug,
-        )
-        # The network has all cores already; and compiles once.
-        self._lock = threading.Lock()
-        # For the videos that are being read.
-        self._stop = threading.Event()
-
-    def rows(self, items: Iterator[inputs.Item]) -> Generator[list[Row], None, None]:
-        """Yields the rows of each input, in order."""
-        threads = self._options.workers or os.cpu_count() or 1
-        read = stream.in_order(
-            self._reader, items, threads=threads, ahead=_AHEAD * video.BATCH
-        )
-        # Each of the threads looks for faces: OpenCV's own would be in their way.
-        before = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            for content, logits in stream.scored(read, self._logits, video.BATCH):
-                yield self._rows_of(content, logits)
-        finally:
-            # The process ends when its threads do.
-            self._stop.set()
-            read.close()
-            cv2.setNumThreads(before)
-
-    def _logits(self, views: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return np.asarray(self._detector.logits(views), np.float64)
-
-    def _video(self, path: str) -> video.VideoResult:
-        return video.score_video(
-            path,
-            self._detector,
-            rules=self._rules,
-            score=lambda views: stream.full(views, video.BATCH, self._logits),
-            stop=self._stop,
-        )
-
-    def _rows_of(self, content: stream.Content, logits: np.ndarray) -> list[Row]:
-        path = content.item.path
-        if content.video is not None:
-            if self._options.plots is not None and content.video.tracks:
-                self._plot(self._options.plots, path, content.video)
-            return self._judge.video(path, content.kind, content.video)
-        if content.reason:
-            return [Row(path, content.kind, reason=content.reason)]
-        rows = self._judge.picture(
-            path, content.kind, content.boxes, logits.tolist(), notes=content.notes
-        )
-        if self._options.explain is not None:
-            self._explain(self._options.explain, path, rows)
-        return rows
-
-    def _plot(self, folder: str, path: str, result: video.VideoResult) -> None:
-        from fdftnet_jax.prediction import timeline
-
-        timeline.draw(
-            Path(folder, outputs.figure_name(path, ".svg")),
-            result,
-            self._judge.threshold,
-            lower=self._judge.lower,
-            probability=self._detector.probability,
-            name=os.path.basename(path),
-        )
-
-    def _explain(self, folder: str, path: str, rows: list[Row]) -> None:
-        from fdftnet_jax.prediction import explain
-
-        # Read once more: kept until they are scored, pictures could fill the memory.
-        with contextlib.suppress(images.ImageError, IndexError):
-            crops = self._reader.picture(path).crops
-            explain.draw(
-                Path(folder, outputs.figure_name(path, ".png")),
-                path,
-                crops[results.deciding(rows)],
-                self._detector,
-                rows[0],
-                threshold=self._judge.threshold,
-                lower=self._judge.lower,
-            )
 
 
 class Tally:

@@ -187,7 +187,7 @@ class CsvFile:
         """See `Writer`."""
         with self._file.writing() as stream:
             for row in rows:
-                stream.write(_csv(_plain(row)))
+                stream.write(_csv(plain(row)))
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
         """See `Writer`."""
@@ -218,7 +218,7 @@ class JsonFile:
         """See `Writer`."""
         with self._file.writing() as stream:
             for row in rows:
-                stream.write(self._separator + _json(_plain(row)))
+                stream.write(self._separator + _json(plain(row)))
                 self._separator = ",\n"
 
     def close(self, summary: dict[str, Any], *, complete: bool) -> None:
@@ -278,8 +278,8 @@ class Table:
         return f"  ({'; '.join(notes)})" if notes else ""
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    """The values of a row, its floats with nine digits."""
+def plain(row: Row) -> dict[str, Any]:
+    """Writes the values of a row as JSON has them, its floats with nine digits."""
     values = row._asdict() | {"path": path_text(row.path)}
     return {
         name: float(f"{value:.9g}") if isinstance(value, float) else value
