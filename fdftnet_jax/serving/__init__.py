@@ -1,0 +1,1 @@
+"""Judges pictures and videos for programs and browsers, over HTTP."""
