@@ -84,6 +84,21 @@ exit code: 0, also where some inputs are undecided; 3 where none could be
 judged; 2 for a mistake in the command; 130 after Ctrl-C.
 """
 
+_SERVE = """\
+Judges pictures and videos in the browser, and for programs over HTTP. They are
+sent to this machine alone, and deleted as soon as they are judged.
+"""
+
+_SERVE_EPILOG = """\
+The page takes pictures that are dropped, chosen or pasted. POST /v1/predict
+answers with what `fdftnet predict --json` writes; /openapi.json describes it.
+Only this machine reaches the server. Another --host lets others in, in plain
+HTTP, and demands a token; FDFTNET_TOKEN may hold it instead of --token, which
+other users of the machine can see.
+
+exit code: 130 after Ctrl-C, which ends it; 2 for a mistake in the command.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments."""
@@ -124,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_adapt(subparsers)
     _add_predict(subparsers)
+    _add_serve(subparsers)
     _add_export(subparsers)
     _add_show(subparsers)
     _add_check(subparsers)
@@ -334,6 +350,67 @@ def _add_predict(subparsers) -> None:
     parser.set_defaults(run=_predict)
 
 
+def _add_serve(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="judge pictures and videos in the browser, and for programs over HTTP",
+        description=_SERVE,
+        epilog=_SERVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "detector",
+        nargs="?",
+        default="toy",
+        help="file of `fdftnet export` or `adapt`, or 'toy' (default)",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default: 127.0.0.1, for this machine alone)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8765,
+        metavar="N",
+        help="port to listen on (default: 8765; 0 for one that is free)",
+    )
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("FDFTNET_TOKEN"),
+        metavar="T",
+        help="what each request has to bring, of 16 characters or more",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="let programs name files below DIR instead of sending them",
+    )
+    parser.add_argument(
+        "--corrections",
+        metavar="DIR",
+        help="keep pictures that the page's user says were judged wrongly, in DIR/real "
+        "and DIR/fake, for `fdftnet adapt --corrections DIR`",
+    )
+    parser.add_argument(
+        "--faces",
+        choices=("auto", "whole", "crop"),
+        default="auto",
+        help="as in `fdftnet predict`",
+    )
+    parser.add_argument(
+        "--program",
+        action="store_true",
+        help="run the program in the detector's file; only files that you trust",
+    )
+    parser.add_argument(
+        "--no-open", action="store_true", help="do not open the browser"
+    )
+    parser.set_defaults(run=_serve)
+
+
 def _add_export(subparsers) -> None:
     parser = subparsers.add_parser(
         "export",
@@ -417,6 +494,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     from fdftnet_jax.prediction import run
 
     return run.predict(run.Options.of(arguments))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from fdftnet_jax.serving import run
+
+    return run.serve(run.Options.of(arguments))
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,383 @@
+"use strict";
+// Sends files to be judged, a few at a time, and shows a card for each as soon as it is.
+
+const settings = JSON.parse(document.body.dataset.settings);
+const find = (id) => document.getElementById(id);
+// What is judged: {file, rows, order, url, card, shown}.
+const judged = [];
+const waiting = { picture: [], video: [] };
+// Requests at a time: the server judges one video after another.
+const lanes = { picture: 4, video: 1 };
+const inWork = { picture: 0, video: 0 };
+let total = 0;
+let done = 0;
+let skipped = {};
+let cancelling = new AbortController();
+
+// ---- What is sent.
+
+function add(files) {
+  if (!files.length) return;
+  if (done === total) [total, done] = [0, 0];
+  for (const file of files) {
+    const kind = file.type.startsWith("video/") ? "video" : "picture";
+    waiting[kind].push(file);
+    total += 1;
+  }
+  say("");
+  proceed();
+}
+
+function proceed() {
+  for (const kind of Object.keys(lanes)) {
+    while (inWork[kind] < lanes[kind] && waiting[kind].length) {
+      inWork[kind] += 1;
+      judge(waiting[kind].shift(), cancelling.signal).finally(() => {
+        inWork[kind] -= 1;
+        proceed();
+      });
+    }
+  }
+  showProgress();
+}
+
+async function judge(file, signal) {
+  let rows;
+  try {
+    const answer = await ask("v1/predict", { files: file }, signal);
+    rows = answer.results;
+    for (const [name, count] of Object.entries(answer.summary.skipped)) {
+      skipped[name] = (skipped[name] || 0) + count;
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+    rows = [notJudged(file, error.message)];
+  }
+  if (signal.aborted) return;
+  done += 1;
+  const entry = { file, rows, order: judged.length };
+  judged.push(entry);
+  show(entry);
+  arrange();
+  say(`${file.name}: ${words(rows[0])}. ${done} of ${total} judged.`);
+}
+
+async function ask(address, fields, signal) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  const file = fields.files || fields.file;
+  if (file.size > settings.largest) throw new Error("the file is too large");
+  for (;;) {
+    let answer;
+    try {
+      answer = await fetch(address, { method: "POST", body: form, signal });
+    } catch (error) {
+      if (signal && signal.aborted) throw error;
+      throw new Error("the server does not answer, or the file cannot be read");
+    }
+    if (answer.status === 503) {
+      const seconds = Number(answer.headers.get("Retry-After")) || 5;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      if (signal && signal.aborted) throw new Error("cancelled");
+      continue;
+    }
+    const found = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(found.error || `the server answered ${answer.status}`);
+    return found;
+  }
+}
+
+function notJudged(file, reason) {
+  const row = Object.fromEntries(settings.columns.map((name) => [name, null]));
+  return { ...row, path: file.name, kind: "", verdict: "undecided", reason, notes: "" };
+}
+
+function cancel() {
+  cancelling.abort();
+  cancelling = new AbortController();
+  const left = total - done;
+  waiting.picture.length = waiting.video.length = 0;
+  total = done;
+  showProgress();
+  say(`Cancelled: ${left} not judged.`);
+  find("files").focus();
+}
+
+// ---- What is shown.
+
+const VERDICTS = { fake: "Fake", real: "Real", undecided: "Undecided" };
+
+function words(row) {
+  const verdict = VERDICTS[row.verdict];
+  return row.reason ? `${verdict}: ${row.reason}` : verdict;
+}
+
+function ofHundred(share) {
+  const count = Math.round(100 * share);
+  if (share < 0.01) return "fewer than 1";
+  return share > 0.99 ? "more than 99" : `about ${count}`;
+}
+
+function sentence(row) {
+  if (row.score === null) return "";
+  if (row.probability === null) {
+    return `Score ${row.score.toFixed(2)}, from 0 for real to 1 for fake. This detector is not calibrated, so that is no probability.`;
+  }
+  const what = row.kind === "video" ? "videos" : "pictures";
+  const prior = Number((100 * settings.prior).toPrecision(3));
+  const counted = `Of 100 such ${what}, ${ofHundred(row.probability)} are fake, if ${prior} of 100 are to begin with.`;
+  // Where a threshold is not in the middle, the verdict may look wrong.
+  const calledFake = row.probability >= 0.5;
+  if (row.reason || calledFake === (row.verdict === "fake")) return counted;
+  return `${counted} This detector says fake from ${Math.round(100 * settings.header.threshold.value)} on.`;
+}
+
+function faceInWords(row) {
+  const value = row.probability === null ? `score ${row.score.toFixed(2)}` : `${ofHundred(row.probability)} of 100 fake`;
+  const what = row.kind === "video" ? "Person" : "Face";
+  const notes = row.notes ? `; ${row.notes}` : "";
+  const verdict = row.reason || row.verdict;
+  return `${what} ${row.face + 1}: ${verdict}, ${value}${notes}`;
+}
+
+function show(entry) {
+  const { rows, file } = entry;
+  const [whole, ...faces] = rows;
+  const card = find("card").content.firstElementChild.cloneNode(true);
+  const part = (name) => card.querySelector(name);
+  entry.card = card;
+  card.classList.add(whole.verdict);
+  part("h3").textContent = file.name;
+  part(".verdict").textContent = words(whole);
+  part(".sentence").textContent = sentence(whole);
+  for (const face of faces) {
+    const line = document.createElement("li");
+    line.textContent = faceInWords(face);
+    part(".faces").append(line);
+  }
+  const notes = whole.notes ? [whole.notes] : [];
+  if (whole.frames !== null) notes.unshift(`judged by ${whole.frames} frames`);
+  if (settings.header.detector.toy && whole.score !== null) notes.push("by the toy detector: says nothing of photographs");
+  part(".notes-of").textContent = notes.join("; ");
+  showPicture(entry, part(".frame"), faces.length ? faces : [whole]);
+  if (settings.corrections && whole.score !== null) offerCorrection(entry, part(".wrong"));
+  find("cards").append(card);
+}
+
+function showPicture(entry, frame, faces) {
+  const { file, rows } = entry;
+  const isVideo = rows[0].kind === "video" || file.type.startsWith("video/");
+  const picture = document.createElement(isVideo ? "video" : "img");
+  entry.url = URL.createObjectURL(file);
+  picture.src = entry.url;
+  picture.addEventListener("error", () => {
+    // Browsers do not know every format that is judged.
+    frame.replaceChildren();
+  });
+  if (isVideo) {
+    picture.controls = true;
+    picture.muted = true;
+    picture.preload = "metadata";
+    picture.setAttribute("aria-label", file.name);
+  } else {
+    picture.alt = "";
+    picture.addEventListener("load", () => {
+      const { naturalWidth: width, naturalHeight: height } = picture;
+      frame.style.width = `${(22 * width) / height}rem`;
+      for (const face of faces) if (face.x !== null) frame.append(box(face, width, height, faces.length > 1));
+    });
+  }
+  frame.append(picture);
+}
+
+function box(face, width, height, several) {
+  const shape = document.createElement("div");
+  shape.className = `face ${face.verdict}`;
+  shape.style.left = `${(100 * face.x) / width}%`;
+  shape.style.top = `${(100 * face.y) / height}%`;
+  shape.style.width = `${(100 * face.width) / width}%`;
+  shape.style.height = `${(100 * face.height) / height}%`;
+  // The list of faces says the same.
+  shape.setAttribute("aria-hidden", "true");
+  if (several) {
+    const label = document.createElement("span");
+    label.textContent = `${face.face + 1} ${face.verdict}`;
+    shape.append(label);
+  }
+  return shape;
+}
+
+function arrange() {
+  const shown = document.querySelector("input[name=show]:checked").value;
+  const by = find("sort").value;
+  const fakeness = ({ rows: [row] }) => row.probability ?? row.score;
+  const compare = {
+    added: (a, b) => a.order - b.order,
+    name: (a, b) => a.file.name.localeCompare(b.file.name, "en", { numeric: true }),
+    fake: (a, b) => (fakeness(b) ?? -1) - (fakeness(a) ?? -1),
+    real: (a, b) => (fakeness(a) ?? 2) - (fakeness(b) ?? 2),
+  }[by];
+  const active = document.activeElement;
+  const sorted = [...judged].sort((a, b) => compare(a, b) || a.order - b.order);
+  sorted.forEach(({ card, rows }, index) => {
+    card.hidden = shown !== "" && rows[0].verdict !== shown;
+    const place = find("cards").children[index];
+    // (What is moved loses the keyboard.)
+    if (place !== card) find("cards").insertBefore(card, place);
+  });
+  if (document.activeElement !== active) active.focus();
+  for (const count of document.querySelectorAll("[data-count]")) {
+    const verdict = count.dataset.count;
+    count.textContent = judged.filter(({ rows }) => !verdict || rows[0].verdict === verdict).length;
+  }
+  find("results").hidden = !judged.length;
+}
+
+function showProgress() {
+  find("work").hidden = done === total;
+  find("progress").max = total || 1;
+  find("progress").value = done;
+  find("working").textContent = `Judging: ${done} of ${total}`;
+}
+
+function say(text) {
+  find("status").textContent = text;
+}
+
+function clear() {
+  for (const { card, url } of judged) {
+    card.remove();
+    URL.revokeObjectURL(url);
+  }
+  judged.length = 0;
+  skipped = {};
+  arrange();
+  say("Cleared.");
+  find("files").focus();
+}
+
+// ---- What is corrected.
+
+function offerCorrection(entry, place) {
+  const { verdict } = entry.rows[0];
+  const labels = { fake: ["real"], real: ["fake"], undecided: ["real", "fake"] }[verdict];
+  const buttons = labels.map((label) => {
+    const start = verdict === "undecided" ? "It" : "This is wrong: it";
+    return button(`${start} is ${label}`, () => correct(entry, place, label));
+  });
+  place.replaceChildren(...buttons);
+}
+
+function button(text, action) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.addEventListener("click", action);
+  return made;
+}
+
+async function correct(entry, place, label) {
+  try {
+    const answer = await ask("v1/corrections", { label, file: entry.file });
+    find("kept").textContent = answer.corrections;
+    find("teach").hidden = !answer.corrections;
+    if (label) {
+      const text = document.createElement("span");
+      text.textContent = `Kept as ${label}.`;
+      place.replaceChildren(text, button("Undo", () => correct(entry, place, "")));
+      say(`${entry.file.name} is kept as ${label}.`);
+    } else {
+      offerCorrection(entry, place);
+      say(`${entry.file.name} is not kept any more.`);
+    }
+    place.querySelector("button").focus();
+  } catch (error) {
+    say(`${entry.file.name} could not be kept: ${error.message}.`);
+  }
+}
+
+// ---- What is saved, as `fdftnet predict` writes it.
+
+function csvCell(value, name) {
+  if (value === null) return "";
+  let text = String(value);
+  // No spreadsheet is to take text for a formula.
+  if (typeof value === "string" && name !== "path" && /^[=+\-@]/.test(text)) text = `'${text}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+function asCsv() {
+  const lines = allRows().map((row) => settings.columns.map((name) => csvCell(row[name], name)).join(","));
+  return [settings.columns.join(","), ...lines, ""].join("\n");
+}
+
+function asJson() {
+  const first = judged.map(({ rows }) => rows[0]);
+  const counts = Object.keys(VERDICTS).map((verdict) => [verdict, first.filter((row) => row.verdict === verdict).length]);
+  const summary = {
+    inputs: first.length,
+    ...Object.fromEntries(counts),
+    too_close: first.filter((row) => row.reason === settings.tooClose).length,
+    skipped,
+    complete: done === total,
+  };
+  return `${JSON.stringify({ ...settings.header, results: allRows(), summary }, null, 2)}\n`;
+}
+
+function allRows() {
+  return judged.flatMap(({ rows }) => rows);
+}
+
+function save(text, name, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  say(`Saved ${name}.`);
+}
+
+// ---- What a person does.
+
+async function filesBelow(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader();
+  const entries = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) break;
+    entries.push(...some);
+  }
+  const visible = entries.filter(({ name }) => !name.startsWith("."));
+  const files = (await Promise.all(visible.map(filesBelow))).flat();
+  return files.filter(({ type }) => /^(image|video)\//.test(type));
+}
+
+function dropped(event) {
+  event.preventDefault();
+  find("form").classList.remove("over");
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return add([...event.dataTransfer.files]);
+  return Promise.all(entries.map(filesBelow)).then((files) => add(files.flat()));
+}
+
+find("files").addEventListener("change", (event) => {
+  add([...event.target.files]);
+  event.target.value = "";
+});
+find("form").addEventListener("submit", (event) => event.preventDefault());
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  find("form").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) find("form").classList.remove("over");
+});
+document.addEventListener("drop", dropped);
+document.addEventListener("paste", (event) => add([...event.clipboardData.files]));
+find("cancel").addEventListener("click", cancel);
+find("clear").addEventListener("click", clear);
+find("filter").addEventListener("change", arrange);
+find("sort").addEventListener("change", arrange);
+find("csv").addEventListener("click", () => save(asCsv(), "results.csv", "text/csv"));
+find("json").addEventListener("click", () => save(asJson(), "results.json", "application/json"));
