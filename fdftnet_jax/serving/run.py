@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import webbrowser
+from typing import Any
 
 import fdftnet_jax
 from fdftnet_jax import launch
@@ -81,18 +82,26 @@ def serve(options: Options) -> int:
             launch.say(f"{detector.card['name']} judges at {address} (Ctrl-C ends it)")
             if not options.no_open and _has_screen():
                 webbrowser.open(address)
-            config = uvicorn.Config(
-                server.app(),
-                # (It would write the token of the page's address down.)
-                access_log=False,
-                log_level="warning",
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE,
-            )
-            uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(config(server.app())).run(sockets=[listening])
         finally:
             server.close()
     return 0
+
+
+def config(app: Any) -> Any:
+    """The configuration of `uvicorn` for an application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        # (It would write the token of the page's address down.)
+        access_log=False,
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+        ws="none",
+    )
 
 
 def check_packages() -> None:
@@ -114,9 +123,11 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        if not 0 <= port < 2**16:
+            raise OSError(None, "there is no such port")
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(
             f"cannot listen on port {port} of {host}: {reason}; give another --port"
         ) from error
