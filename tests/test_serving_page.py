@@ -1,0 +1,337 @@
+"""The page of `fdftnet serve` in headless Chromium, as a person uses it."""
+
+import base64
+import csv
+import io
+import json
+import threading
+
+import browser
+import drawn_videos
+import numpy as np
+import pytest
+from PIL import Image
+from stand_in import rows
+
+import fdftnet_jax
+from fdftnet_jax import cli
+from fdftnet_jax.data import toy
+from fdftnet_jax.faces import detection
+from fdftnet_jax.records import Thresholds
+from fdftnet_jax.serving.corrections import Corrections
+
+REASON = "needs fdftnet_jax[serve], httpx and playwright"
+playwright = pytest.importorskip("playwright.sync_api", reason=REASON)
+served_by = pytest.importorskip("served", reason=REASON)
+
+pytestmark = pytest.mark.skipif(
+    browser.find() is None,
+    reason="no Chromium: apt-get install chromium (.ci/run does)",
+)
+# Puts files on the page as a drag from the desktop does.
+DROP = """([name, type, data]) => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, {type}));
+  const event = KIND === "paste"
+    ? new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true})
+    : new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
+  document.getElementById("form").dispatchEvent(event);
+}"""
+NARROW = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as found:
+        opened = found.chromium.launch(
+            executable_path=browser.find(), args=["--no-sandbox"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return fdftnet_jax.load("toy")
+
+
+@pytest.fixture(scope="module")
+def served(detector, tmp_path_factory):
+    kept = Corrections(str(tmp_path_factory.mktemp("kept")))
+    with served_by.serving(detector, kept=kept) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.fromarray(toy.fake_image(toy.FAMILIES[0], 7, 0)).save(folder / "fake.png")
+    Image.fromarray(toy.real_image(7, 0)).save(folder / "real.png")
+    Image.new("RGB", (64, 64), "red").save(folder / "=one, colour.png")
+    drawn_videos.encode(folder / "video.mp4", drawn_videos.textured(40))
+    return folder
+
+
+@pytest.fixture
+def page(chromium, served):
+    with opened(chromium, served) as page:
+        yield page
+
+
+class opened:  # noqa: N801
+    """A page whose console said nothing, and that loaded nothing from elsewhere."""
+
+    def __init__(self, chromium, served, **options):
+        self._context = chromium.new_context(accept_downloads=True, **options)
+        self._page = self._context.new_page()
+        self._served = served
+        self._said, self._asked = [], []
+
+    def __enter__(self):
+        self._page.on("console", lambda message: self._said.append(message.text))
+        self._page.on("pageerror", lambda error: self._said.append(str(error)))
+        self._page.on("request", lambda request: self._asked.append(request.url))
+        self._page.set_default_timeout(20000)
+        self._page.goto(self._served.address)
+        return self._page
+
+    def __exit__(self, kind, error, _):
+        self._context.close()
+        if kind is None:
+            assert self._said == []
+            own = (self._served.address, "blob:", "data:")
+            assert [url for url in self._asked if not url.startswith(own)] == []
+
+
+def choose(page, *paths):
+    page.set_input_files("#files", [str(path) for path in paths])
+
+
+def judged(page, count):
+    """The cards, once there are so many."""
+    playwright.expect(page.locator(".card")).to_have_count(count)
+    return page.locator(".card")
+
+
+def test_files_that_are_chosen_have_a_card_each(page, folder):
+    choose(page, *sorted(folder.iterdir()))
+    cards = judged(page, 4)
+    card = {
+        name: cards.filter(has=page.get_by_role("heading", name=name))
+        for name in ("fake", "real", "one,")
+    }
+    video = cards.filter(has_text="video.mp4")
+    playwright.expect(card["fake"].locator(".verdict")).to_have_text("Fake")
+    playwright.expect(card["real"].locator(".verdict")).to_have_text("Real")
+    playwright.expect(card["one,"].locator(".verdict")).to_contain_text("Undecided: ")
+    playwright.expect(card["fake"].locator(".sentence")).to_contain_text(
+        "are fake, if 50 of 100 are to begin with"
+    )
+    playwright.expect(card["one,"].locator(".sentence")).to_be_hidden()
+    playwright.expect(video.locator(".notes-of")).to_contain_text("4 frames")
+    playwright.expect(page.locator("#status")).to_contain_text("4 of 4 judged")
+    assert page.locator("#status").get_attribute("role") == "status"
+    playwright.expect(page.locator("#work")).to_be_hidden()
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_files_that_are_dropped_or_pasted(page, folder, kind):
+    data = base64.b64encode((folder / "fake.png").read_bytes()).decode()
+    script = DROP.replace("KIND", json.dumps(kind))
+    page.evaluate(script, ["a.png", "image/png", data])
+    playwright.expect(judged(page, 1).locator(".verdict")).to_have_text("Fake")
+
+
+def test_what_is_saved_is_what_predict_writes(
+    page, folder, detector, tmp_path, monkeypatch
+):
+    choose(page, *sorted(folder.iterdir()))
+    judged(page, 4)
+    saved = {}
+    page.select_option("#sort", "name")
+    for kind in ("csv", "json"):
+        with page.expect_download() as download:
+            page.click(f"#{kind}")
+        saved[kind] = download.value.path().read_text()
+        assert download.value.suggested_filename == f"results.{kind}"
+
+    monkeypatch.setattr(fdftnet_jax, "load", lambda path, program: detector)
+    monkeypatch.chdir(folder)
+    for kind in saved:
+        command = ["predict", "toy", ".", f"--{kind}", str(tmp_path / kind)]
+        parsed = cli.parser().parse_args(command)
+        assert parsed.run(parsed) == 0
+    expected = {
+        row["path"].removeprefix("./"): row for row in rows(tmp_path / "csv")[0]
+    }
+    table = csv.DictReader(io.StringIO(saved["csv"], newline=""))
+    assert table.fieldnames == list(next(iter(expected.values())))
+    found = {row["path"].removeprefix("./"): row for row in table}
+    assert found.keys() == expected.keys()
+    for name, row in found.items():
+        for column, value in row.items():
+            other = expected[name][column]
+            if column in ("score", "logit", "probability", "deviation") and value:
+                assert float(value) == pytest.approx(float(other), rel=1e-5)
+            elif column != "path":
+                assert value == other
+    assert found["=one, colour.png"]["path"] == "./=one, colour.png"
+    document = json.loads(saved["json"])
+    other = json.loads((tmp_path / "json").read_text())
+    assert list(document) == list(other)
+    assert document["summary"] == other["summary"]
+    assert document["detector"] == other["detector"]
+
+
+def test_cards_are_sorted_and_filtered(page, folder):
+    choose(page, folder / "real.png", folder / "fake.png", folder / "=one, colour.png")
+    judged(page, 3)
+
+    def shown():
+        return page.locator(".card:visible h3").all_text_contents()
+
+    page.select_option("#sort", "fake")
+    assert shown() == ["fake.png", "real.png", "=one, colour.png"]
+    page.select_option("#sort", "real")
+    assert shown() == ["real.png", "fake.png", "=one, colour.png"]
+    page.get_by_label("Undecided").check()
+    assert shown() == ["=one, colour.png"]
+    assert page.locator("#filter label").all_inner_texts() == [
+        *("All 3", "Fake 1", "Real 1", "Undecided 1")
+    ]
+    page.click("#clear")
+    playwright.expect(page.locator("#results")).to_be_hidden()
+
+
+def test_a_wrong_verdict_is_kept_and_taken_back(page, folder, served):
+    choose(page, folder / "fake.png", folder / "=one, colour.png")
+    cards = judged(page, 2)
+    kept = served.server.corrections
+    playwright.expect(cards.filter(has_text="one").locator("button")).to_have_count(0)
+    page.get_by_role("button", name="This is wrong: it is real").click()
+    playwright.expect(cards.filter(has_text="fake.png")).to_contain_text("Kept as real")
+    playwright.expect(page.locator("#teach")).to_contain_text("fdftnet adapt --correct")
+    assert kept.count() == 1
+    page.get_by_role("button", name="Undo").click()
+    playwright.expect(page.locator("#teach")).to_be_hidden()
+    assert kept.count() == 0
+
+
+def test_by_keyboard_alone(page, folder, served):
+    keys = page.keyboard
+    keys.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    focused = "document.activeElement.id || document.activeElement.textContent"
+    for _ in range(10):
+        keys.press("Tab")
+        if page.evaluate(focused) == "files":
+            break
+    with page.expect_file_chooser() as chooser:
+        keys.press("Enter")
+    chooser.value.set_files([str(folder / "fake.png"), str(folder / "real.png")])
+    judged(page, 2)
+    visited = []
+    while not visited or visited[-1] != "All about this detector":
+        keys.press("Tab")
+        visited.append(page.evaluate(f"({focused}).trim()"))
+        assert len(visited) < 40
+        if visited[-1] == "This is wrong: it is real":
+            keys.press("Enter")
+            playwright.expect(page.get_by_role("button", name="Undo")).to_be_focused()
+            keys.press("Space")
+            playwright.expect(
+                page.get_by_role("button", name="This is wrong: it is real")
+            ).to_be_focused()
+            assert served.server.corrections.count() == 0
+    assert {"sort", "csv", "json", "clear"} <= set(visited)
+    assert "This is wrong: it is fake" in visited
+
+
+def test_what_waits_can_be_cancelled(page, folder, served, detector, monkeypatch):
+    go, compute = threading.Event(), detector.logits
+
+    def slow(views):
+        assert go.wait(20)
+        return compute(views)
+
+    monkeypatch.setattr(detector, "logits", slow)
+    choose(page, folder / "fake.png", folder / "real.png", folder / "video.mp4")
+    playwright.expect(page.locator("#working")).to_have_text("Judging: 0 of 3")
+    page.click("#cancel")
+    playwright.expect(page.locator("#status")).to_contain_text("Cancelled")
+    playwright.expect(page.locator("#files")).to_be_focused()
+    go.set()
+    choose(page, folder / "fake.png")
+    judged(page, 1)
+    playwright.expect(page.locator("#status")).to_contain_text("1 of 1 judged")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_a_telephone_nothing_is_cut_off(chromium, served, folder, dark):
+    scheme = "dark" if dark else "light"
+    with opened(chromium, served, viewport=NARROW, color_scheme=scheme) as page:
+        name = "a_long_name_without_any_space" * 4 + ".png"
+        data = (folder / "fake.png").read_bytes()
+        page.set_input_files(
+            "#files",
+            [
+                {"name": name, "mimeType": "image/png", "buffer": data},
+                {"name": "v.mp4", "mimeType": "video/mp4", "buffer": b"no video"},
+            ],
+        )
+        judged(page, 2)
+        page.locator("summary").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
+        shot = Image.open(io.BytesIO(page.screenshot())).convert("L")
+        assert (
+            (np.asarray(shot) < 64).mean() > 0.5
+            if dark
+            else (np.asarray(shot) > 192).mean() > 0.5
+        )
+
+
+def test_faces_are_framed_where_they_are(chromium, folder, monkeypatch):
+    monkeypatch.setitem(detection.DETECTORS, "stub", drawn_videos.Stub)
+    detector = fdftnet_jax.load("toy")
+    rules = {"detector": "stub", "margin": 0.3, "min_size": 20, "min_confidence": 0.5}
+    detector.card = {**detector.card, "faces": rules}
+    # All that this network says is too close to call.
+    detector.thresholds = Thresholds(-1000.0, 1000.0)
+    image = drawn_videos.rectangle(20, 30, 40, 40)
+    image = drawn_videos.rectangle(90, 50, 48, 48, drawn_videos.BLUE, image)
+    saved = folder / "faces.png"
+    Image.fromarray(image).save(saved)
+    with (
+        served_by.serving(detector) as served,
+        opened(chromium, served) as page,
+    ):
+        choose(page, saved)
+        card = judged(page, 1)
+        playwright.expect(card.locator(".verdict")).to_have_text(
+            "Undecided: too close to call"
+        )
+        playwright.expect(card.locator(".faces li")).to_have_count(2)
+        playwright.expect(card.locator(".face")).to_have_count(2)
+        places = page.evaluate("""() => {
+          const whole = document.querySelector(".frame img").getBoundingClientRect();
+          return [...document.querySelectorAll(".face")].map(face => {
+            const box = face.getBoundingClientRect();
+            return [box.x - whole.x, box.y - whole.y, box.width, box.height].map(
+              value => value * 160 / whole.width);
+          });
+        }""")
+    assert np.allclose(places, [(90, 50, 48, 48), (20, 30, 40, 40)], atol=1)
+
+
+def test_a_token_in_the_address_opens_the_page(chromium, detector, folder):
+    with served_by.serving(detector, token=served_by.TOKEN) as served:
+        context = chromium.new_context()
+        page = context.new_page()
+        assert page.goto(served.address).status == 401
+        page.goto(f"{served.address}/?token={served_by.TOKEN}")
+        assert page.url == f"{served.address}/"
+        choose(page, folder / "fake.png")
+        judged(page, 1)
+        context.close()
