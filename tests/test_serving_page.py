@@ -124,7 +124,8 @@ def test_files_that_are_chosen_have_a_card_each(page, folder):
     video = cards.filter(has_text="video.mp4")
     playwright.expect(card["fake"].locator(".verdict")).to_have_text("Fake")
     playwright.expect(card["real"].locator(".verdict")).to_have_text("Real")
-    playwright.expect(card["one,"].locator(".verdict")).to_contain_text("Undecided: ")
+    playwright.expect(card["one,"].locator(".verdict")).to_have_text("Undecided")
+    playwright.expect(card["one,"].locator(".reason")).to_contain_text("one colour")
     playwright.expect(card["fake"].locator(".sentence")).to_contain_text(
         "are fake, if 50 of 100 are to begin with"
     )
@@ -296,6 +297,7 @@ def test_faces_are_framed_where_they_are(chromium, folder, monkeypatch):
     monkeypatch.setitem(detection.DETECTORS, "stub", drawn_videos.Stub)
     detector = fdftnet_jax.load("toy")
     rules = {"detector": "stub", "margin": 0.3, "min_size": 20, "min_confidence": 0.5}
+    rules |= {"detector_version": "1", "faces": "all"}
     detector.card = {**detector.card, "faces": rules}
     # All that this network says is too close to call.
     detector.thresholds = Thresholds(-1000.0, 1000.0)
@@ -309,9 +311,7 @@ def test_faces_are_framed_where_they_are(chromium, folder, monkeypatch):
     ):
         choose(page, saved)
         card = judged(page, 1)
-        playwright.expect(card.locator(".verdict")).to_have_text(
-            "Undecided: too close to call"
-        )
+        playwright.expect(card.locator(".reason")).to_have_text("too close to call")
         playwright.expect(card.locator(".faces li")).to_have_count(2)
         playwright.expect(card.locator(".face")).to_have_count(2)
         places = page.evaluate("""() => {

@@ -148,7 +148,8 @@ function show(entry) {
   entry.card = card;
   card.classList.add(whole.verdict);
   part("h3").textContent = file.name;
-  part(".verdict").textContent = words(whole);
+  part(".verdict").textContent = VERDICTS[whole.verdict];
+  part(".reason").textContent = whole.reason;
   part(".sentence").textContent = sentence(whole);
   for (const face of faces) {
     const line = document.createElement("li");
@@ -172,9 +173,10 @@ function showPicture(entry, frame, faces) {
   picture.src = entry.url;
   picture.addEventListener("error", () => {
     // Browsers do not know every format that is judged.
-    frame.replaceChildren();
+    frame.replaceChildren("no preview");
   });
   if (isVideo) {
+    frame.style.width = "100%";
     picture.controls = true;
     picture.muted = true;
     picture.preload = "metadata";
@@ -183,7 +185,8 @@ function showPicture(entry, frame, faces) {
     picture.alt = "";
     picture.addEventListener("load", () => {
       const { naturalWidth: width, naturalHeight: height } = picture;
-      frame.style.width = `${(22 * width) / height}rem`;
+      // As large as the stage allows.
+      frame.style.width = `min(100%, ${(14 * width) / height}rem)`;
       for (const face of faces) if (face.x !== null) frame.append(box(face, width, height, faces.length > 1));
     });
   }
