@@ -33,7 +33,7 @@ EXPERIMENTS = sorted(
     if '__name__ == "__main__"' in path.read_text()
 )
 # Programs of others that the pages use: their arguments are not looked at.
-OTHERS = (".", "find", "git", "pip")
+OTHERS = (".", "curl", "find", "git", "pip")
 FENCE = re.compile(
     r"^(?P<above>[^\n]*)\n```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
