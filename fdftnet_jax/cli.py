@@ -379,7 +379,7 @@ def _add_serve(subparsers) -> None:
     )
     parser.add_argument(
         "--token",
-        default=os.environ.get("FDFTNET_TOKEN"),
+        default=os.environ.get("FDFTNET_TOKEN") or None,
         metavar="T",
         help="what each request has to bring, of 16 characters or more",
     )

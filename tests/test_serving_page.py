@@ -18,11 +18,11 @@ from fdftnet_jax import cli
 from fdftnet_jax.data import toy
 from fdftnet_jax.faces import detection
 from fdftnet_jax.records import Thresholds
-from fdftnet_jax.serving.corrections import Corrections
 
 REASON = "needs fdftnet_jax[serve], httpx and playwright"
 playwright = pytest.importorskip("playwright.sync_api", reason=REASON)
 served_by = pytest.importorskip("served", reason=REASON)
+corrections = pytest.importorskip("fdftnet_jax.serving.corrections", reason=REASON)
 
 pytestmark = pytest.mark.skipif(
     browser.find() is None,
@@ -38,6 +38,7 @@ DROP = """([name, type, data]) => {
     : new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
   document.getElementById("form").dispatchEvent(event);
 }"""
+ODD = '=one, "colour".png'
 NARROW = {"width": 360, "height": 740}
 
 
@@ -58,7 +59,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def served(detector, tmp_path_factory):
-    kept = Corrections(str(tmp_path_factory.mktemp("kept")))
+    kept = corrections.Corrections(str(tmp_path_factory.mktemp("kept")))
     with served_by.serving(detector, kept=kept) as found:
         yield found
 
@@ -68,7 +69,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     Image.fromarray(toy.fake_image(toy.FAMILIES[0], 7, 0)).save(folder / "fake.png")
     Image.fromarray(toy.real_image(7, 0)).save(folder / "real.png")
-    Image.new("RGB", (64, 64), "red").save(folder / "=one, colour.png")
+    Image.new("RGB", (64, 64), "red").save(folder / ODD)
     drawn_videos.encode(folder / "video.mp4", drawn_videos.textured(40))
     return folder
 
@@ -177,7 +178,7 @@ def test_what_is_saved_is_what_predict_writes(
                 assert float(value) == pytest.approx(float(other), rel=1e-5)
             elif column != "path":
                 assert value == other
-    assert found["=one, colour.png"]["path"] == "./=one, colour.png"
+    assert found[ODD]["path"] == f"./{ODD}"
     document = json.loads(saved["json"])
     other = json.loads((tmp_path / "json").read_text())
     assert list(document) == list(other)
@@ -186,18 +187,18 @@ def test_what_is_saved_is_what_predict_writes(
 
 
 def test_cards_are_sorted_and_filtered(page, folder):
-    choose(page, folder / "real.png", folder / "fake.png", folder / "=one, colour.png")
+    choose(page, folder / "real.png", folder / "fake.png", folder / ODD)
     judged(page, 3)
 
     def shown():
         return page.locator(".card:visible h3").all_text_contents()
 
     page.select_option("#sort", "fake")
-    assert shown() == ["fake.png", "real.png", "=one, colour.png"]
+    assert shown() == ["fake.png", "real.png", ODD]
     page.select_option("#sort", "real")
-    assert shown() == ["real.png", "fake.png", "=one, colour.png"]
+    assert shown() == ["real.png", "fake.png", ODD]
     page.get_by_label("Undecided").check()
-    assert shown() == ["=one, colour.png"]
+    assert shown() == [ODD]
     assert page.locator("#filter label").all_inner_texts() == [
         *("All 3", "Fake 1", "Real 1", "Undecided 1")
     ]
@@ -206,7 +207,7 @@ def test_cards_are_sorted_and_filtered(page, folder):
 
 
 def test_a_wrong_verdict_is_kept_and_taken_back(page, folder, served):
-    choose(page, folder / "fake.png", folder / "=one, colour.png")
+    choose(page, folder / "fake.png", folder / ODD)
     cards = judged(page, 2)
     kept = served.server.corrections
     playwright.expect(cards.filter(has_text="one").locator("button")).to_have_count(0)
@@ -220,6 +221,8 @@ def test_a_wrong_verdict_is_kept_and_taken_back(page, folder, served):
 
 
 def test_by_keyboard_alone(page, folder, served):
+    # From now on, no dialog of the system opens.
+    page.on("filechooser", lambda chooser: None)
     keys = page.keyboard
     keys.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -228,6 +231,7 @@ def test_by_keyboard_alone(page, folder, served):
         keys.press("Tab")
         if page.evaluate(focused) == "files":
             break
+    playwright.expect(page.locator("#files")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         keys.press("Enter")
     chooser.value.set_files([str(folder / "fake.png"), str(folder / "real.png")])

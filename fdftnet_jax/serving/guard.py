@@ -77,8 +77,12 @@ class Guard:
     def right_host(self, host: str) -> bool:
         """Whether the `Host` of a request is a name of this machine."""
         try:
-            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+            address = urllib.parse.urlsplit(f"//{host}")
+            name = address.hostname or ""
         except ValueError:
+            return False
+        # Names and addresses alone: nothing before an @, and no path.
+        if address.netloc != host or "@" in host:
             return False
         return name in self._names or _address(name) is not None
 

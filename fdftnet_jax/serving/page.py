@@ -38,7 +38,7 @@ def render(server: "Server") -> str:
             crop=header["faces"] == "crop",
             corrections=corrections,
             command=corrections.command(server.detector) if corrections else "",
-            largest=f"{limits.size / 2**20:,.0f} MiB",
+            largest=f"{limits.size / 2**30:.3g} GiB",
             settings=json.dumps(settings),
         )
     )

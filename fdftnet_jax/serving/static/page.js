@@ -45,7 +45,8 @@ async function judge(file, signal) {
   let rows;
   try {
     const answer = await ask("v1/predict", { files: file }, signal);
-    rows = answer.results;
+    // (Forms change some characters of names.)
+    rows = answer.results.map((row) => ({ ...row, path: pathOf(file) }));
     for (const [name, count] of Object.entries(answer.summary.skipped)) {
       skipped[name] = (skipped[name] || 0) + count;
     }
@@ -89,7 +90,7 @@ async function ask(address, fields, signal) {
 
 function notJudged(file, reason) {
   const row = Object.fromEntries(settings.columns.map((name) => [name, null]));
-  return { ...row, path: file.name, kind: "", verdict: "undecided", reason, notes: "" };
+  return { ...row, path: pathOf(file), kind: "", verdict: "undecided", reason, notes: "" };
 }
 
 function cancel() {
@@ -300,6 +301,11 @@ async function correct(entry, place, label) {
 }
 
 // ---- What is saved, as `fdftnet predict` writes it.
+
+// A relative path that looks like a formula or an address begins with "./".
+function pathOf(file) {
+  return /^([=+\-@]|file:)/.test(file.name) ? `./${file.name}` : file.name;
+}
 
 function csvCell(value, name) {
   if (value === null) return "";
