@@ -6,7 +6,6 @@ import threading
 import time
 
 import httpx
-import uvicorn
 
 from fdftnet_jax.serving import app, engine, guard, run, uploads
 
@@ -39,7 +38,7 @@ def serving(detector, *, token=None, limits=None, root=None, kept=None, **option
         corrections=kept,
     )
     with contextlib.closing(server), run.listen("127.0.0.1", 0) as listening:
-        http = uvicorn.Server(run.config(server.app()))
+        http = run.http_server(server)
         thread = threading.Thread(target=http.run, args=([listening],))
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"

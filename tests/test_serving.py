@@ -414,6 +414,22 @@ def test_who_leaves_makes_room(picture):
         assert post(served, picture, picture).status_code == 200
 
 
+def test_a_server_that_stops_says_so(picture):
+    detector = Waiting()
+    with serving(detector) as served:
+        detector.go.clear()
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(post(served, picture)))
+        thread.start()
+        detector.begun.wait(10)
+        served.server.engine.stopping = True
+        time.sleep(0.8)
+        detector.go.set()
+        thread.join()
+        assert answers[0].status_code == 503
+        assert served.client.get("/readyz").status_code == 503
+
+
 def test_an_unexpected_error_says_nothing_of_the_machine(picture, capfd):
     class Broken(StandIn):
         broken = False

@@ -241,7 +241,7 @@ class Server:
         """Judges files and answers; gives up where the client has gone."""
         jobs = self.engine.submit([item for _, item in found])
         try:
-            await _wait(request, jobs)
+            await self._wait(request, jobs)
         finally:
             # (What is judged is left alone. The files must not be deleted before.)
             for job in jobs:
@@ -257,6 +257,19 @@ class Server:
         return JSONResponse(
             {**self.engine.header, "results": results, "summary": summary}
         )
+
+    async def _wait(self, request: Request, jobs: Sequence[Job]) -> None:
+        """Waits until files are judged; raises ClientDisconnect where nobody waits."""
+        waiting = {asyncio.wrap_future(job.rows) for job in jobs}
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, timeout=_LOOK)
+            for rows in done:
+                # (What nobody looks at would be complained of.)
+                _ = rows.cancelled() or rows.exception()
+            if waiting and self.engine.stopping:
+                raise _RefusedError(503, "the server is stopping")
+            if waiting and await request.is_disconnected():
+                raise ClientDisconnect
 
 
 class _Guarded:
@@ -304,18 +317,6 @@ class _Guarded:
         answer = _error(401, "expected the header Authorization: Bearer TOKEN")
         answer.headers["WWW-Authenticate"] = "Bearer"
         return answer
-
-
-async def _wait(request: Request, jobs: Sequence[Job]) -> None:
-    """Waits until files are judged; raises ClientDisconnect where nobody waits."""
-    waiting = {asyncio.wrap_future(job.rows) for job in jobs}
-    while waiting:
-        done, waiting = await asyncio.wait(waiting, timeout=_LOOK)
-        for rows in done:
-            # (What nobody looks at would be complained of.)
-            _ = rows.cancelled() or rows.exception()
-        if waiting and await request.is_disconnected():
-            raise ClientDisconnect
 
 
 async def _finished(jobs: Sequence[Job]) -> None:

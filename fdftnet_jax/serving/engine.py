@@ -64,6 +64,7 @@ class Engine:
     Attributes:
       detector: a `Detector`.
       header: what the results depend on, see `scorer.header`.
+      stopping: whether what is not judged yet is to be given up.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Engine:
             was exported.
         """
         self.detector = detector
+        self.stopping = False
         judge = results.Judge(detector)
         rules = scorer.face_rules(faces, detector)
         self.header = scorer.header(detector, judge, crop=rules is not None)
@@ -114,7 +116,8 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether a file would be taken now."""
-        return self._network.is_alive() and self._free > 0
+        alive = self._network.is_alive() and not self.stopping
+        return alive and self._free > 0
 
     def submit(self, items: list[Item]) -> list[Job]:
         """Begins to judge files: all of them, or none.

@@ -55,8 +55,6 @@ def serve(options: Options) -> int:
       Interrupted: at Ctrl-C.
     """
     check_packages()
-    import uvicorn
-
     from fdftnet_jax.serving import app, corrections, engine, guard, uploads
 
     asks = guard.Guard(options.host, options.token)
@@ -82,18 +80,24 @@ def serve(options: Options) -> int:
             launch.say(f"{detector.card['name']} judges at {address} (Ctrl-C ends it)")
             if not options.no_open and _has_screen():
                 webbrowser.open(address)
-            uvicorn.Server(config(server.app())).run(sockets=[listening])
+            http_server(server).run(sockets=[listening])
         finally:
             server.close()
     return 0
 
 
-def config(app: Any) -> Any:
-    """The configuration of `uvicorn` for an application."""
+def http_server(server: Any) -> Any:
+    """Makes the `uvicorn.Server` of an `app.Server`."""
     import uvicorn
 
-    return uvicorn.Config(
-        app,
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig, frame):
+            # Requests end at once; nobody waits for a video of ten minutes.
+            server.engine.stopping = True
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        server.app(),
         # (It would write the token of the page's address down.)
         access_log=False,
         log_level="warning",
@@ -102,6 +106,7 @@ def config(app: Any) -> Any:
         timeout_graceful_shutdown=_GRACE,
         ws="none",
     )
+    return Server(config)
 
 
 def check_packages() -> None:
