@@ -297,6 +297,20 @@ def test_on_a_telephone_nothing_is_cut_off(chromium, served, folder, dark):
         )
 
 
+def test_on_paper_cards_stand_alone(page, folder):
+    choose(page, folder / "fake.png", folder / "real.png")
+    judged(page, 2)
+    page.emulate_media(media="print", color_scheme="dark")
+    for unprinted in ("#form", "#filter", "#csv", ".wrong >> nth=0", "#cancel"):
+        playwright.expect(page.locator(unprinted)).to_be_hidden()
+    playwright.expect(page.locator("#meaning")).to_be_visible()
+    assert page.evaluate("""() => [...document.querySelectorAll(".stage")].every(
+      stage => stage.getBoundingClientRect().bottom
+        >= stage.querySelector("img").getBoundingClientRect().bottom)""")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+
+
 def test_faces_are_framed_where_they_are(chromium, folder, monkeypatch):
     monkeypatch.setitem(detection.DETECTORS, "stub", drawn_videos.Stub)
     detector = fdftnet_jax.load("toy")
