@@ -12,6 +12,7 @@ from typing import Any
 import fdftnet_jax
 from fdftnet_jax import launch
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.files import printable
 
 # Packages of the extra, by the names that they are imported by.
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
@@ -77,7 +78,8 @@ def serve(options: Options) -> int:
         )
         try:
             address = _address(options, listening)
-            launch.say(f"{detector.card['name']} judges at {address} (Ctrl-C ends it)")
+            name = printable(str(detector.card["name"]))
+            launch.say(f"{name} judges at {address} (Ctrl-C ends it)")
             if not options.no_open and _has_screen():
                 webbrowser.open(address)
             http_server(server).run(sockets=[listening])
