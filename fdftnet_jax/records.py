@@ -17,10 +17,10 @@ from fdftnet_jax.data import splits
 from fdftnet_jax.data.forgery_faces import FaceDataset
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.paper_sets import sets
+from fdftnet_jax.verdicts import FAKE, Thresholds
 from fdftnet_jax.weights.pretrained import WeightsInfo
 
 CALIBRATION_VERSION = 1
-REAL, FAKE, UNDECIDED = "real", "fake", "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,35 +258,6 @@ class CheckpointRecord:
             "trained_parameters": self.trained_parameters,
             "progress": dataclasses.asdict(self.progress),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Thresholds:
-    """Turns scores into verdicts: real below `lower`, fake from `upper` on.
-
-    Between the two a score is too close to call, and the verdict is `UNDECIDED`. Where
-    both are the same, every score is decided.
-
-    Attributes:
-      lower: the lowest score that is not called real.
-      upper: the lowest score that is called fake, at least `lower`.
-    """
-
-    lower: float
-    upper: float
-
-    def verdicts(self, scores: npt.ArrayLike) -> np.ndarray:
-        """REAL, FAKE or UNDECIDED for each score.
-
-        Args:
-          scores: [...], on the scale of the two thresholds: logits, or probabilities.
-
-        Returns:
-          [...] str.
-        """
-        scores = np.asarray(scores)
-        not_fake = np.where(scores < self.lower, REAL, UNDECIDED)
-        return np.where(scores >= self.upper, FAKE, not_fake)
 
 
 @dataclasses.dataclass(frozen=True)

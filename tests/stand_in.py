@@ -7,7 +7,7 @@ from scipy import special
 
 from fdftnet_jax import cli
 from fdftnet_jax.data import preprocess
-from fdftnet_jax.records import Thresholds
+from fdftnet_jax.verdicts import Thresholds
 
 # Calibrated P(fake) = 1 / (1 + exp(-(z / TEMPERATURE + SHIFT))).
 TEMPERATURE, SHIFT = 2.0, -0.25

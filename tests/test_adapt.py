@@ -20,8 +20,8 @@ from fdftnet_jax.data import toy
 from fdftnet_jax.detector import detector, export, file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
-from fdftnet_jax.records import Thresholds
 from fdftnet_jax.run import Run
+from fdftnet_jax.verdicts import Thresholds
 
 EACH = 60
 

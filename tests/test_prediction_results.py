@@ -16,7 +16,7 @@ import stand_in
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import results, video, writers
 from fdftnet_jax.prediction.results import Row
-from fdftnet_jax.records import FAKE, REAL, UNDECIDED
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED
 
 
 def probability(z):

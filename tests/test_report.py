@@ -22,9 +22,9 @@ from fdftnet_jax.data import images, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, results, scoring, split_metrics
 from fdftnet_jax.models import explanation
-from fdftnet_jax.records import Thresholds
 from fdftnet_jax.reporting import page, report, report_images, wording
 from fdftnet_jax.run import Run
+from fdftnet_jax.verdicts import Thresholds
 
 HOSTILE = "<script>alert('&')</script>\".png"
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import fdftnet_jax
 from fdftnet_jax import cli
 from fdftnet_jax.data import toy
 from fdftnet_jax.faces import detection
-from fdftnet_jax.records import Thresholds
+from fdftnet_jax.verdicts import Thresholds
 
 REASON = "needs fdftnet_jax[serve], httpx and playwright"
 playwright = pytest.importorskip("playwright.sync_api", reason=REASON)

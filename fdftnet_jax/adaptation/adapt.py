@@ -37,11 +37,11 @@ from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import calibration, results, scoring
 from fdftnet_jax.models import registry
-from fdftnet_jax.records import Thresholds
 from fdftnet_jax.reporting import report as page
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import defaults, loop
 from fdftnet_jax.training.processes import say
+from fdftnet_jax.verdicts import Thresholds
 from fdftnet_jax.weights import published
 
 # The new detector is worse on an old forgery than is allowed: no file was written.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fdftnet_jax.evaluation import intervals, metrics
-from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Thresholds
 from fdftnet_jax.training.processes import say
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED, Thresholds
 
 # With fewer test pictures of a class, a loss of a few points cannot be seen.
 _FEW_TESTED = 100

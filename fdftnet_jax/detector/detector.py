@@ -42,7 +42,7 @@ from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
-from fdftnet_jax.records import Thresholds
+from fdftnet_jax.verdicts import Thresholds
 
 # How far logits may lie from those that the file states, in themselves and as a share:
 # CPUs differ in the order of sums alone, others multiply float32 in fewer bits too.

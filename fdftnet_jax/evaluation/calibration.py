@@ -30,9 +30,10 @@ from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import metrics, scoring
-from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Calibration, Lineage
+from fdftnet_jax.records import Calibration, Lineage
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import processes
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED
 
 # The temperature of a detector that ranks images worse than chance has no upper end.
 TEMPERATURES = (0.01, 100.0)

@@ -79,8 +79,9 @@ from fdftnet_jax.evaluation import (
     scoring,
     split_metrics,
 )
-from fdftnet_jax.records import Calibration, Thresholds
+from fdftnet_jax.records import Calibration
 from fdftnet_jax.run import Run
+from fdftnet_jax.verdicts import Thresholds
 
 SCHEMA_VERSION = 3
 # With fewer groups their bootstrap finds intervals that are too narrow.

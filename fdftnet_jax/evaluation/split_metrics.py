@@ -8,7 +8,8 @@ import numpy as np
 from scipy import special
 
 from fdftnet_jax.evaluation import intervals, metrics, scoring
-from fdftnet_jax.records import FAKE, REAL, UNDECIDED, Calibration, Thresholds
+from fdftnet_jax.records import Calibration
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED, Thresholds
 
 # With fewer images a share is known to no better than about +-0.14.
 FEW = 50

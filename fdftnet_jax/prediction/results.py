@@ -21,7 +21,7 @@ from scipy import special
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import video
 from fdftnet_jax.prediction.faces import Box
-from fdftnet_jax.records import UNDECIDED, Thresholds
+from fdftnet_jax.verdicts import UNDECIDED, Thresholds
 
 # The reason of an input with a score that is UNDECIDED.
 TOO_CLOSE = "too close to call"

@@ -21,7 +21,7 @@ from fdftnet_jax.errors import Interrupted, UserError, counted
 from fdftnet_jax.files import printable
 from fdftnet_jax.prediction import inputs, outputs, results, scorer, writers
 from fdftnet_jax.prediction.results import TOO_CLOSE, Row
-from fdftnet_jax.records import FAKE, REAL, UNDECIDED
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED
 
 # Exit code where no input could be judged.
 NOTHING_JUDGED = 3

@@ -24,7 +24,7 @@ from fdftnet_jax.errors import UserError, counted
 from fdftnet_jax.files import printable
 from fdftnet_jax.prediction import video
 from fdftnet_jax.prediction.results import Row
-from fdftnet_jax.records import FAKE
+from fdftnet_jax.verdicts import FAKE
 
 STDOUT = "-"
 ON_SCREEN = "the table above"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fdftnet_jax.evaluation import scoring, split_metrics
-from fdftnet_jax.records import Calibration, CheckpointRecord, Thresholds
+from fdftnet_jax.records import Calibration, CheckpointRecord
 from fdftnet_jax.reporting import (
     page,
     plots,
@@ -22,6 +22,7 @@ from fdftnet_jax.reporting import (
     wording,
 )
 from fdftnet_jax.run import Run
+from fdftnet_jax.verdicts import Thresholds
 
 _NETWORKS = {
     "classifier": "{backbone}",

@@ -12,15 +12,9 @@ from scipy import special
 from fdftnet_jax.data import images, preprocess, splits
 from fdftnet_jax.evaluation import scoring, split_metrics
 from fdftnet_jax.models import explanation, fdftnet, registry
-from fdftnet_jax.records import (
-    FAKE,
-    REAL,
-    UNDECIDED,
-    Calibration,
-    CheckpointRecord,
-    Thresholds,
-)
+from fdftnet_jax.records import Calibration, CheckpointRecord
 from fdftnet_jax.reporting import page, wording
+from fdftnet_jax.verdicts import FAKE, REAL, UNDECIDED, Thresholds
 
 NUM_WRONG = 40
 # Of each class, right and wrong.
