@@ -4,7 +4,10 @@ import atexit
 import importlib.metadata
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import warnings
 
 import pytest
 
@@ -27,6 +30,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch):
+    """A command of the package, called in this process, sets it up for itself."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

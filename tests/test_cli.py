@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import exported
@@ -17,17 +16,6 @@ from fdftnet_jax.detector import file
 from fdftnet_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch):
-    """The command sets up its own process."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
