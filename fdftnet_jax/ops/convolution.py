@@ -267,6 +267,9 @@ def depthwise_conv(
 ) -> jax.Array:
     """Convolves every channel with its own kernel.
 
+    The gradients are sums of shifted products, too, on a CPU; elsewhere they are those
+    of `jax.lax`'s convolution, which take up to half the time there.
+
     Args:
       images: [batch, height, width, channels].
       kernel: [kernel_height, kernel_width, channels].
@@ -304,8 +307,25 @@ def _depthwise_forward(images, kernel, strides, pads):
 
 
 def _depthwise_backward(strides, pads, residuals, cotangent):
-    images, kernel = residuals
+    by_taps, by_lax = (
+        functools.partial(gradients, strides=strides, pads=pads)
+        for gradients in (_gradients_by_taps, _gradients_by_lax)
+    )
+    return lax.platform_dependent(*residuals, cotangent, cpu=by_taps, default=by_lax)
 
+
+def _gradients_by_lax(images, kernel, cotangent, strides, pads):
+    conv = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=images.shape[-1],
+    )
+    return jax.vjp(lambda x, w: conv(x, w[:, :, None]), images, kernel)[1](cotangent)
+
+
+def _gradients_by_taps(images, kernel, cotangent, strides, pads):
     # The image's gradient is the stride-1 convolution of the dilated cotangent with
     # the flipped kernel; its pads undo the forward ones.
     config = [(0, 0, 0)]
