@@ -33,9 +33,11 @@ _ADAPT_EPILOG = """\
 AUROC is the share of all pairs of a real and a fake picture in which the fake
 one has the higher score: 1 is perfect, 0.5 is chance. Pictures are called fake
 from the threshold on at which as many real ones of validation are called fake
-as fake ones real. The report beside F says the rest. With --old and a detector
-to start from, an old forgery that may have been forgotten beyond
---max-forgetting keeps the file from being written.
+as fake ones real. Loss and accuracy of an epoch are those of one window in the
+middle of each validation picture; the test takes all of a picture. The report
+beside F says the rest. With --old and a detector to start from, an old forgery
+that may have been forgotten beyond --max-forgetting keeps the file from being
+written.
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take about a quarter of an hour.

@@ -218,6 +218,14 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
     # Whole images to train on, a grid of windows to be scored by.
     assert source[0]["image"].shape in ((40, 64, 3), (60, 64, 3))
     assert validation[0]["image"].shape == (4, 32, 32, 3)
+    with config.unlocked():
+        config.keep = "last"
+    _, validation = feed.sources(data, config, crops)
+    # Whatever validation says: one window, in the middle.
+    [window] = validation[0]["image"]
+    whole = images.decode_png(data.validation[0].records[0]["image"])
+    top, left = ((length - 32) // 2 for length in whole.shape[:2])
+    np.testing.assert_array_equal(window, whole[top : top + 32, left : left + 32])
 
 
 def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):

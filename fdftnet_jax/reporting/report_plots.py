@@ -129,7 +129,10 @@ def training(run: Run) -> Iterator[page.Part]:
     losses = [row["validation_loss"] for row in history if "validation_loss" in row]
     tested = "The checkpoint of the lowest validation loss"
     if run.config.get("keep") == "last":
-        tested = "The last checkpoint"
+        tested = (
+            "Validation was scored by one window in the middle of each image. The last "
+            "checkpoint"
+        )
     lowest = f"; the lowest validation loss is {min(losses):.3f}" if losses else ""
     yield page.Figure(
         plots.svg(plots.training_figure({run.directory.name: history})),

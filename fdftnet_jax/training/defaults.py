@@ -195,7 +195,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Stop after this many epochs without a lower validation loss.
     config.patience = 20
     # The checkpoint that is the result: 'best', with the lowest validation loss, or
-    # 'last', at the end of the schedule, before which nothing stops then.
+    # 'last', at the end of the schedule, before which nothing stops then. With 'last'
+    # the loss of validation is that of one window in the middle of each image.
     config.keep = "best"
 
     config.optimizer = ml_collections.ConfigDict()

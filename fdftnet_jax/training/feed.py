@@ -1,5 +1,6 @@
 """How the images of a training reach its steps: views, balance, batches, devices."""
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -108,9 +109,13 @@ def sources(
 ) -> tuple[pipeline.Source, pipeline.Source]:
     """The training and the validation images as the network sees them.
 
-    (Where views are drawn anew in every epoch, the training images are whole.)
+    (Where views are drawn anew in every epoch, the training images are whole. Where the
+    last checkpoint is kept whatever validation says, one window of an image has to do
+    there: what is measured in the end, such as the threshold, takes all of them.)
     """
     views: list[Any] = [preprocessing, preprocessing]
+    if config.keep == "last":
+        views[1] = dataclasses.replace(preprocessing, grid=1, mirror=False)
     if random_view(config, preprocessing) is not None:
         views[0] = pipeline.native
     if preprocessing.view == "crops":
