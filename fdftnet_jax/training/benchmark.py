@@ -2,7 +2,8 @@
 
 Timed is the pmapped step of training and of scoring (`steps.pmap_steps`), with the
 optimiser of the config, on new weights and random images that are on the devices
-already. Augmentation is off; the state is donated and carried on, as in training.
+already. Augmentation is off; the state is donated and carried on, as in training;
+batch normalisation is folded, as in scoring.
 """
 
 import dataclasses
@@ -22,14 +23,15 @@ import numpy as np
 
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import counting, registry
-from fdftnet_jax.training import freezing, initialization, optimizer, steps
+from fdftnet_jax.models import counting, folding, registry
+from fdftnet_jax.training import freezing, initialization, logistic, optimizer, steps
 
 # Mode -> what one step of it is called.
 MODES = {
     "infer": "scoring images with FDFtNet",
     "finetune": "fine-tuning step of FDFtNet, backbone frozen",
     "pretrain": "pre-training step of the backbone with its top",
+    "features": "features of a probe, which the frozen backbone gives",
 }
 # The first steps compile; those of some time after them are slower than the rest.
 _FIRST = 3
@@ -70,7 +72,7 @@ def prepare(config: ml_collections.ConfigDict, mode: str) -> Work:
 
     Args:
       config: all fields of `training/defaults.py`; FDFtNet needs no `init_from` here.
-      mode: one of `MODES`; all but 'infer' train.
+      mode: one of `MODES`; 'finetune' and 'pretrain' train.
 
     Raises:
       UserError: of what `config` asks for.
@@ -114,8 +116,16 @@ def make_work(
         "label": np.arange(number, dtype=np.int32) % 2,
     }
     carry: Any
-    if mode == "infer":
-        carry = {"params": params, "batch_stats": batch_stats}
+    if mode in ("infer", "features"):
+        carry = folding.fold(model, variables, size)
+    if mode == "features":
+        apply = registry.computing_in(config.dtype, model.clone(num_classes=None).apply)
+        p_features = logistic.pmap_step(apply, "minus_one_one")
+
+        def step(carry, batch):
+            return carry, p_features(carry, batch["image"])
+
+    elif mode == "infer":
         batch["index"] = np.arange(number)
         batch["mask"] = np.ones(number, np.float32)
 
@@ -133,6 +143,19 @@ def make_work(
     carry = steps.replicate(carry)
     sharding = jax.tree.leaves(carry)[0].sharding
     return Work(step, carry, jax.device_put(steps.shard(batch), sharding))
+
+
+def images_per_second(work: Work, batch_size: int, repeat: int) -> float:
+    """Images a second by the median of `repeat` steps, after a warm-up."""
+    warm_up(work)
+    return batch_size / statistics.median(work.run() for _ in range(repeat))
+
+
+def warm_up(work: Work) -> None:
+    """Takes steps for a time in which they are slower than later."""
+    seconds = 0.0
+    while seconds < _WARM_UP_SECONDS:
+        seconds += work.run()
 
 
 def matmul_rate(dtype: str = "float32", repeat: int = 7) -> float:
@@ -193,9 +216,7 @@ def measure(
             raise UserError(f"cannot make the folder of the trace: {error}") from error
     work = prepare(config, mode)
     first = sum(work.run() for _ in range(_FIRST))
-    warmed_up = 0.0
-    while warmed_up < _WARM_UP_SECONDS:
-        warmed_up += work.run()
+    warm_up(work)
     seconds = [work.run() for _ in range(repeat)]
     memory = peak_memory()
     if profile:

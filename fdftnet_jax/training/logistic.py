@@ -22,7 +22,7 @@ import fdftnet_jax
 from fdftnet_jax import files
 from fdftnet_jax.data import caches, pipeline, preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import registry
+from fdftnet_jax.models import folding, registry
 from fdftnet_jax.training import feed, processes, run_data, setup, steps
 
 # Of which C is chosen, from the strongest penalty to the weakest.
@@ -188,6 +188,7 @@ def cached_features(
         return np.load(path).astype(np.float64)
     module = registry.build(model).clone(num_classes=None)
     apply = registry.computing_in(model["dtype"], module.apply)
+    variables = folding.fold(module, variables, view.size)
     # (Shown on a terminal only.)
     with tqdm(total=data.num_images(), unit="img", disable=None) as bar:
         batches = checked(training.images.train_batches_as_scored())
@@ -222,14 +223,7 @@ def compute(
       [images, features] float32, averaged over the views of an image; the last rows
       are those of the filling.
     """
-
-    def step(variables, images):
-        shape = images.shape
-        flat = preprocess.scale(images.reshape(-1, *shape[-3:]), scaling)
-        pooled = apply(variables, flat, train=False)
-        return pooled.reshape(shape[0], -1, pooled.shape[-1]).mean(1)
-
-    p_step = jax.pmap(step, axis_name=steps.AXIS)
+    p_step = pmap_step(apply, scaling)
     variables = steps.replicate(variables)
     rows = []
     for batch in batches:
@@ -238,3 +232,20 @@ def compute(
         rows.append(pooled.reshape(-1, pooled.shape[-1]))
         progress(len(rows[-1]))
     return np.concatenate(rows)
+
+
+def pmap_step(apply: Callable[..., jax.Array], scaling: str):
+    """The pmapped `(variables, images [b, ..., h, w, 3]) -> [b, features]`.
+
+    Args:
+      apply: as for `compute`.
+      scaling: as for `compute`.
+    """
+
+    def step(variables, images):
+        shape = images.shape
+        flat = preprocess.scale(images.reshape(-1, *shape[-3:]), scaling)
+        pooled = apply(variables, flat, train=False)
+        return pooled.reshape(shape[0], -1, pooled.shape[-1]).mean(1)
+
+    return jax.pmap(step, axis_name=steps.AXIS)
