@@ -20,12 +20,9 @@ everything, in networks and batches that a CPU computes in a few minutes.
 
 import contextlib
 import functools
-import json
 import os
-import shlex
 import signal
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -38,7 +35,7 @@ import numpy as np
 from absl import flags
 
 from configs import finetune, pretrain
-from experiments import launch
+from experiments import launch, peers
 from fdftnet_jax.errors import Interrupted, UserError
 
 _MINUTES = flags.DEFINE_float(
@@ -53,7 +50,6 @@ _PARTS = flags.DEFINE_list(
 _SEED = 0
 # Steps or calls that are timed, after as many that are not.
 _REPEAT = 10
-_PEER_SECONDS = 200
 
 Row = tuple[str, str, str]
 
@@ -428,29 +424,16 @@ def _throughput() -> Iterator[Row]:
             f"{found['compile_seconds']:.0f} s",
         )
     if _PEERS.value:
-        for name, command in json.loads(Path(_PEERS.value).read_text()).items():
+        for name, command in peers.read(_PEERS.value).items():
             yield "throughput", name, _peer(command)
 
 
 def _peer(command: str) -> str:
-    """What a peer's command printed last, or why there is nothing."""
+    """The rate of a peer, or why there is none."""
     try:
-        done = subprocess.run(
-            shlex.split(command),
-            capture_output=True,
-            text=True,
-            timeout=_PEER_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{peers.images_per_second(command):,.0f} images/s"
+    except peers.PeerError as error:
         return f"failed: {error}"
-    try:
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        rate = found["images_per_second"] if isinstance(found, dict) else found
-        return f"{float(rate):,.0f} images/s"
-    except (IndexError, KeyError, TypeError, ValueError):
-        lines = done.stderr.strip().splitlines() or ["it printed no number"]
-        return f"failed: {lines[-1]}"
 
 
 def _memory() -> Iterator[Row]:

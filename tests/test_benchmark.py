@@ -10,7 +10,7 @@ import pytest
 import small_runs
 import test_launch
 
-from configs import finetune
+from configs import feature_probe, finetune
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import counting, registry
 from fdftnet_jax.training import benchmark, steps
@@ -18,7 +18,8 @@ from fdftnet_jax.training import benchmark, steps
 
 def _config(mode, changes=None):
     init_from = [] if mode == "pretrain" else ["run"]
-    return small_runs.config("", *init_from, **(changes or {}))
+    probe = feature_probe.CHANGES if mode == "features" else {}
+    return small_runs.config("", *init_from, **probe, **(changes or {}))
 
 
 def _zeros(config):
@@ -47,8 +48,9 @@ def test_the_timed_step_is_that_of_the_mode(mode):
         same = jax.tree.map(np.array_equal, part(before), part(after))
         return {not leaf for leaf in jax.tree.leaves(same)}
 
-    assert all(leaf.is_deleted() for leaf in given) == (mode != "infer")
-    if mode == "infer":
+    trains = mode in ("finetune", "pretrain")
+    assert all(leaf.is_deleted() for leaf in given) == trains
+    if not trains:
         assert changed(lambda variables: variables) == {False}
         return
     np.testing.assert_array_equal(after.step, [3] * jax.device_count())
