@@ -76,7 +76,8 @@ class Advice:
     )
     duplicates: str = "remove them, group them with config.data.group_by,"
     twins: str = (
-        "keep them together by a config.data.group_by that gives both the same group"
+        "keep them together by a rule that gives both the same group (--group-by of "
+        "adapt, config.data.group_by)"
     )
 
 

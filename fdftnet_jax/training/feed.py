@@ -208,7 +208,8 @@ def _warn_of_sizes(data: run_data.RunData) -> None:
                 f"real and fake images of {part.dataset.name} differ in size (shorter "
                 f"side {real:g} and {fake:g} pixels in the median): windows at native "
                 "resolution show that, and a detector may learn it instead of the "
-                "forgery; --config.data.view=resize does not",
+                "forgery; take both from sources of one size, or train with "
+                "--config.data.view=resize",
                 stacklevel=3,
             )
 
