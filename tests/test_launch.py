@@ -252,14 +252,20 @@ def test_output_that_cannot_be_written(script, output, code, lines):
 # Large pages.
 
 
+def _run_as(monkeypatch, module, script="pytest"):
+    """Makes the program that runs `python -m module`, or a script."""
+    spec = importlib.machinery.ModuleSpec(module, None) if module else None
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{script}"])
+
+
 @pytest.fixture
 def started_anew(monkeypatch):
     """What `os.execve` is called with."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
-    spec = importlib.machinery.ModuleSpec("experiments.finetune", None)
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    _run_as(monkeypatch, "experiments.finetune")
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.finetune", "a"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     return calls
@@ -294,7 +300,16 @@ def test_another_c_library_is_left_alone(started_anew, monkeypatch):
     assert not started_anew
 
 
-def test_another_program_is_left_alone(started_anew, monkeypatch):
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+@pytest.mark.parametrize(
+    ("module", "script", "ours"),
+    [
+        ("fdftnet_jax.cli", "cli.py", True),
+        (None, "fdftnet", True),
+        (None, "other", False),
+        ("pytest", "fdftnet", False),
+    ],
+)
+def test_another_program_is_left_alone(started_anew, monkeypatch, module, script, ours):
+    _run_as(monkeypatch, module, script)
     launch.use_large_pages()
-    assert not started_anew
+    assert len(started_anew) == ours
