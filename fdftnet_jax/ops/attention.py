@@ -14,7 +14,7 @@ from jax import lax
 
 # Queries in a block: 128 x 1,024 floats are half a megabyte and stay in cache.
 _BLOCK = 128
-# Positions whose whole map stays in cache, 4 MB; the forward pass needs no blocks.
+# Positions whose whole map other devices than CPUs take at once.
 _WHOLE = 1024
 
 
@@ -49,15 +49,16 @@ def attend(f: jax.Array, g: jax.Array, h: jax.Array) -> jax.Array:
     Returns:
       [batch, positions, channels].
     """
-    return _over_images(_attend_one, f, g, h)
+    elsewhere = _attend_block if g.shape[1] <= _WHOLE else _attend_one
+    return _over_images(_attend_one, elsewhere, f, g, h)
 
 
-def _over_images(function, *arrays):
+def _over_images(on_cpu, elsewhere, *arrays):
     """One image at a time on a CPU, whose cache holds one image's work; else all."""
     return lax.platform_dependent(
         *arrays,
-        cpu=lambda *arrays: lax.map(lambda image: function(*image), arrays),
-        default=jax.vmap(function),
+        cpu=lambda *arrays: lax.map(lambda image: on_cpu(*image), arrays),
+        default=jax.vmap(elsewhere),
     )
 
 
@@ -79,14 +80,16 @@ def _joined(blocks, positions):
 
 
 def _attend_one(f, g, h):
-    if g.shape[0] <= _WHOLE:
-        return _attend_block(f, g, h)
     (queries,) = _blocks(g)
     return _joined(lax.map(lambda g: _attend_block(f, g, h), queries), g.shape[0])
 
 
 def _attend_block(f, g, h):
-    return attention_map(f, g).astype(h.dtype) @ h
+    """Eq. 2 for some queries; what is divided by the softmax's sums is the product."""
+    logits = jnp.matmul(g, f.T, preferred_element_type=_wide(f))
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    products = jnp.matmul(weights.astype(h.dtype), h, preferred_element_type=_wide(h))
+    return (products / jnp.sum(weights, axis=-1, keepdims=True)).astype(h.dtype)
 
 
 def _forward(f, g, h):
@@ -95,7 +98,7 @@ def _forward(f, g, h):
 
 
 def _backward(residuals, cotangent):
-    return _over_images(_backward_one, *residuals, cotangent)
+    return _over_images(_backward_one, _backward_one, *residuals, cotangent)
 
 
 def _backward_one(f, g, h, out, cotangent):
