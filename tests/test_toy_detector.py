@@ -2,9 +2,6 @@
 
 import dataclasses
 import doctest
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,20 +51,6 @@ def test_it_is_small_and_says_that_it_is_a_toy(loaded, monkeypatch, tmp_path):
 def test_the_examples_of_the_documentation():
     found = doctest.testmod(detector)
     assert found.attempted > 3 and not found.failed
-
-
-@pytest.mark.slow
-def test_a_wheel_carries_it(tmp_path):
-    repository = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", repository]
-    subprocess.run([*command, "-w", tmp_path], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as content:
-        names = content.namelist()
-        points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert b"fdftnet = fdftnet_jax.cli:main" in content.read(points)
-    assert "fdftnet_jax/detector/toy.safetensors" in names
-    assert not [name for name in names if name.startswith(("tests", "configs"))]
 
 
 def test_paths_are_decoded_as_the_detector_was_trained(tmp_path):

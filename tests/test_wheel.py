@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def _environment():
 
 def _files(folder):
     return {path.name for path in folder.iterdir()}
+
+
+def test_it_holds_the_package_and_its_files_alone(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        names = content.namelist()
+    assert "fdftnet_jax/detector/toy.safetensors" in names
+    tops = {name.split("/")[0].partition("-")[0] for name in names}
+    assert tops == {"fdftnet_jax"}
 
 
 def test_the_package_is_that_of_the_wheel(user, programs):
