@@ -133,6 +133,11 @@ def check_no_input(
                 )
 
 
+def as_utf8(name: str) -> str:
+    r"""Writes each byte of a name that is not UTF-8 as \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def printable(path: str) -> str:
     r"""Writes a path on one line, in characters that every terminal takes.
 
@@ -140,7 +145,7 @@ def printable(path: str) -> str:
     are written as \xNN and the like; so that no two paths look the same, a backslash
     is \\.
     """
-    text = os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    text = as_utf8(path.replace("\\", "\\\\"))
     if text.isprintable():
         return text
     return "".join(

@@ -240,8 +240,8 @@ def scan(
         expected = [s for s in SPLITS if rules.fractions.get(s, 0) > 0]
     found = Folder(
         dir=directory,
-        title=printable(os.path.basename(directory)),
-        description=f"Images of {printable(directory)}",
+        title=files.as_utf8(os.path.basename(directory)),
+        description=f"Images of {files.as_utf8(directory)}",
         examples={split: some for split, some in examples.items() if some},
         expected=expected,
         findings=findings,
@@ -259,7 +259,8 @@ def _ignored(directory: str) -> Iterator[str]:
     passed_over = splits.ignored(directory)
     if passed_over:
         shown = [
-            f"{'directly in it' if path == '.' else printable(path) + '/'} ({number:,})"
+            f"{'directly in it' if path == '.' else f'{files.as_utf8(path)}/'} "
+            f"({number:,})"
             for path, number in passed_over.items()
         ]
         more = [f"{len(shown) - 5} more places"] if len(shown) > 5 else []
@@ -446,7 +447,7 @@ def make_report(
     writer.writerow(header)
     empty = True
     for row in rows:
-        writer.writerow([printable(str(value)) for value in row])
+        writer.writerow([files.as_utf8(str(value)) for value in row])
         empty = False
     path = caches.entry(cache, found.name) / name
     return Report(path, "" if empty else text.getvalue())
@@ -471,8 +472,3 @@ def publish(found: Folder, cache: Path) -> None:
         warnings.warn(warning, stacklevel=2)
     if found.error:
         raise UserError(found.error)
-
-
-def printable(name: str) -> str:
-    """Replaces bytes of a name that are not UTF-8 by their numbers."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -373,11 +373,6 @@ def _write_tables(
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows([_printable(str(value)) for value in row] for row in rows)
+        writer.writerows([files.as_utf8(str(value)) for value in row] for row in rows)
         files.write_atomic(output / name, text.getvalue())
     return dict(reasons.most_common())
-
-
-def _printable(name: str) -> str:
-    """Replaces bytes of a name that are not UTF-8 by their numbers."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

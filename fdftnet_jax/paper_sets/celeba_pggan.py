@@ -16,11 +16,11 @@ Progressive Growing of GANs for Improved Quality, Stability, and Variation, ICLR
 """
 
 import collections
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from fdftnet_jax import files
 from fdftnet_jax.data import splits
 from fdftnet_jax.data.splits import SPLITS
 from fdftnet_jax.errors import UserError
@@ -58,7 +58,7 @@ def read(root: Path, fractions: Mapping[str, float]) -> layouts.Layout:
 
     def real(path: str) -> Place:
         image = PurePosixPath(path)
-        group = f"celeba/{_printable(image.stem)}"
+        group = f"celeba/{files.as_utf8(image.stem)}"
         if people is not None:
             if image.stem not in people:
                 return nowhere(f"not in {_IDENTITIES}")
@@ -73,7 +73,7 @@ def read(root: Path, fractions: Mapping[str, float]) -> layouts.Layout:
         return Place(layouts.within_training(split, group, fractions), group)
 
     def fake(path: str) -> Place:
-        group = _printable(str(PurePosixPath(path).with_suffix("")))
+        group = files.as_utf8(str(PurePosixPath(path).with_suffix("")))
         return Place(splits.split_of(group, fractions), group)
 
     sorter = layouts.Sorter("pggan")
@@ -81,11 +81,6 @@ def read(root: Path, fractions: Mapping[str, float]) -> layouts.Layout:
         for path in paths:
             sorter.add(path, label, [path], place(path))
     return sorter.layout(s for s in SPLITS if fractions.get(s, 0) > 0)
-
-
-def _printable(name: str) -> str:
-    """A name that can be hashed; that of an image that is not UTF-8 is no matter."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _celeba_lists(root: Path) -> tuple[dict[str, str] | None, dict[str, str] | None]:
