@@ -17,7 +17,7 @@ from fdftnet_jax.data import splits
 from fdftnet_jax.data.forgery_faces import FaceDataset
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.paper_sets import sets
-from fdftnet_jax.verdicts import FAKE, Thresholds
+from fdftnet_jax.verdicts import Thresholds
 from fdftnet_jax.weights.pretrained import WeightsInfo
 
 CALIBRATION_VERSION = 1
@@ -89,7 +89,7 @@ class TrainedOn:
         data: Mapping[str, Any],
         faces: Mapping[str, Any] | None,
     ) -> "TrainedOn":
-        """What a detector's card says of a data set, which names no folder's place.
+        """Reads a data set from a detector's card, which keeps its folder's name alone.
 
         Args:
           described: of the card's `trained_on`.
@@ -134,12 +134,12 @@ class Lineage:
 
     @property
     def latest(self) -> TrainedOn:
-        """That of the latest training."""
+        """The data set of the latest training."""
         return self.data_sets[0]
 
     @property
     def before(self) -> "Lineage":
-        """Those of the trainings before the latest."""
+        """The data sets of the trainings before the latest."""
         return Lineage(self.data_sets[1:])
 
     def after(self, data_sets: Sequence[TrainedOn]) -> "Lineage":
@@ -351,10 +351,6 @@ class Calibration:
     def probability(self, logit: npt.ArrayLike) -> np.ndarray:
         """P(fake), calibrated, of the logits of scores."""
         return special.expit(np.asarray(logit) / self.temperature + self.shift)
-
-    def called_fake(self, logit: npt.ArrayLike) -> np.ndarray:
-        """Whether the logits of scores are called fake."""
-        return self.thresholds.verdicts(logit) == FAKE
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON."""

@@ -320,7 +320,7 @@ class Run:
 class History:
     """Writes a row an epoch: to `history.jsonl`, and as TensorBoard events."""
 
-    def __init__(self, run: Run, epoch: int, *, write: bool = True):
+    def __init__(self, run: Run, epoch: int, *, write: bool):
         """Drops the rows of epochs after `epoch`, which a resumed run repeats.
 
         Args:

@@ -221,7 +221,7 @@ def test_nothing_within_the_rate_is_fake():
     made = fit(labels, [0.0, 1.0, 5.0], rule="fpr", fpr=0.1)
     assert made.threshold_logit > 5
     assert math.isfinite(made.threshold_logit)
-    assert not made.called_fake([5.0]).any()
+    assert made.thresholds.verdicts([5.0]) == ["real"]
     assert made.notes[-2:] == [
         "the threshold calls no image of validation fake",
         "validation has 1 real images, too few to tell a false positive rate of 0.1 "
@@ -333,7 +333,6 @@ def test_between_the_thresholds_the_verdict_is_undecided():
     ]
     expected = ["real", "undecided", "undecided", "undecided", "fake"]
     assert made.thresholds.verdicts(places).tolist() == expected
-    assert made.called_fake(places).tolist() == [v == "fake" for v in expected]
     for logit, probability in (
         (low, made.lower_probability),
         (high, made.threshold_probability),
@@ -381,7 +380,7 @@ def test_verdict_and_probability_agree():
     labels, ranking = simulated(200)
     made = fit(labels, ranking, rule="fpr", fpr=0.05, prior=0.1)
     above = made.probability(ranking) >= made.threshold_probability
-    np.testing.assert_array_equal(made.called_fake(ranking), above)
+    np.testing.assert_array_equal(made.thresholds.verdicts(ranking) == "fake", above)
     expected = stats.logistic.cdf(made.threshold_logit / made.temperature + made.shift)
     assert made.threshold_probability == pytest.approx(expected)
 

@@ -264,7 +264,6 @@ def calibration_error(
     labels: npt.ArrayLike,
     probability: npt.ArrayLike,
     weights: npt.ArrayLike | None = None,
-    bins: int = ECE_BINS,
 ) -> float:
     """Expected calibration error of P(fake), in bins of equal mass.
 
@@ -279,8 +278,7 @@ def calibration_error(
       labels: as for `calibration_bins`, and so are the others.
       probability: see there.
       weights: see there.
-      bins: see there.
     """
-    found = calibration_bins(labels, probability, weights, bins)
+    found = calibration_bins(labels, probability, weights)
     excess = found.weight * np.abs(found.observed - found.predicted)
     return float(excess.sum() / found.weight.sum())

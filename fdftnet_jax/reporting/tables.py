@@ -238,7 +238,7 @@ def write_records(
     rows: Sequence[Mapping[str, str]],
     notes: str,
     failures: Mapping[str, str],
-    more: Sequence[Mapping[str, str]] = (),
+    more: Sequence[Mapping[str, str]],
 ) -> str:
     """Writes `<stem>.md` and `<stem>.csv` of rows that are text already.
 
@@ -248,7 +248,7 @@ def write_records(
       rows: column -> text, the same columns in each; none is a table to come.
       notes: below the table.
       failures: as for `write`.
-      more: rows of a second table, below the first in the Markdown.
+      more: rows of a second table, below the first in the Markdown; none without one.
 
     Returns:
       The Markdown.
