@@ -42,7 +42,7 @@ class Checkpoints:
     """The checkpoints below a workdir."""
 
     def __init__(self, workdir: str | os.PathLike[str], *, create: bool = False):
-        """Opens them.
+        """Opens the checkpoints of a run.
 
         Args:
           workdir: of the run.

@@ -17,12 +17,12 @@ def check(
     ranges: Ranges,
     choices: Mapping[str, Iterable[Any]],
 ) -> None:
-    """Raises UserError unless all values are there and may be what they are.
+    """Raises UserError for a value that is missing or not allowed.
 
     Args:
       config: with all fields of `ranges` and `choices`.
       ranges: of numbers; a whole number is a number, a truth value and NaN are none.
-      choices: field -> what it may be.
+      choices: field -> the values that it may have.
     """
     for name, (kind, low, high) in ranges.items():
         value = _value(config, name)

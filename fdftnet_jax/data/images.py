@@ -163,7 +163,7 @@ def decode(source: bytes | str | os.PathLike, decoding: str = "srgb") -> np.ndar
 
 
 def nothing_to_judge(pixels: np.ndarray) -> str:
-    """Why pixels, [height, width, 3], tell nothing of their making; '' if they do."""
+    """Says why a picture, [height, width, 3], cannot be judged; '' where it can."""
     height, width, _ = pixels.shape
     if min(height, width) < _LEAST_SIDE:
         return (

@@ -33,7 +33,11 @@ _CLASS_NAMES = {"real": "real", "fake": "fake", "0_real": "real", "1_fake": "fak
 
 
 def held_out(text: str) -> tuple[str, ...]:
-    """Reads the names of generators, with commas between them."""
+    """Reads `config.data.held_out`: generators whose fakes are not trained on.
+
+    Args:
+      text: their names, with commas between them.
+    """
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
@@ -254,13 +258,14 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
-    """Returns the posix paths of the files below a folder, relative to it.
+    """Lists the files below a folder, as posix paths relative to it.
 
     Hidden files and folders are ignored; links are followed.
 
     Args:
       directory: the folder.
-      above: what identifies the folders it lies in, to which no link may lead.
+      above: the folders that it lies in, by `_identity`: a link to one of them would
+        be followed for ever.
 
     Raises:
       UserError: if a folder links to one above it.
@@ -276,11 +281,10 @@ def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
             )
         with os.scandir(directory / folder) as entries:
             for entry in entries:
-                path = f"{folder}{entry.name}"
                 if entry.name.startswith("."):
                     continue
-                # A link to nowhere is left to `inspection`, like a broken file.
-                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                path = f"{folder}{entry.name}"
+                if _leads_to_folder(entry):
                     visit(f"{path}/", (*above, identity))
                 else:
                     paths.append(path)
@@ -289,9 +293,15 @@ def walk(directory: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
     return paths
 
 
-def _enumerate(names: list[str], limit: int = 5) -> str:
-    shown = [f"{name}/" for name in names[:limit]]
-    more = [f"{len(names) - limit} more"] if len(names) > limit else []
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; False for a link to nowhere."""
+    # `is_dir` needs no system call, and raises for a link that leads to itself.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _enumerate(names: list[str]) -> str:
+    shown = [f"{name}/" for name in names[:5]]
+    more = [f"{len(names) - 5} more"] if len(names) > 5 else []
     return ", ".join(shown + more) or "no folder"
 
 

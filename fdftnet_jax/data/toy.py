@@ -109,7 +109,7 @@ class Toy:
 
     @property
     def dir(self) -> str:
-        """No folder."""
+        """'': the pictures are in no folder."""
         return ""
 
     @property
@@ -148,7 +148,7 @@ class Toy:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def digests(self, splits: Sequence[str]) -> dict[str, str]:
-        """Nothing: no picture has a file."""
+        """{}: the pictures are in no files."""
         del splits
         return {}
 
@@ -224,6 +224,7 @@ def blend_mask(seed: int, index: int) -> np.ndarray:
       ValueError: if `seed` or `index` is negative.
     """
     rng = _generator(seed, "blended", index)
+    # `_blended` draws the photograph first, and then the mask.
     _capture(rng, _scene(rng))
     return _inner_mask(rng)
 

@@ -1,1 +1,1 @@
-"""Figures of a detector with intervals, calibration, robustness, scoring of a split."""
+"""Metrics of a detector with intervals, calibration, robustness, scoring of a split."""

@@ -73,7 +73,7 @@ class Network:
     """
 
     def __init__(self, run: Run, *, batch_size: int = 256):
-        """Loads it.
+        """Loads the checkpoint.
 
         Args:
           run: whose best checkpoint it is.
@@ -179,15 +179,18 @@ def score_split(
 def open_data(
     run: Run, split: str, data: dict[str, Any] | None = None
 ) -> forgery_faces.FaceDataset:
-    """Prepares what `score_split` scores; warns where a run was trained on it."""
+    """Prepares data to be scored, decoded as the images that the run was trained on.
+
+    Warns where the run, or one that it started from, was trained on images of the
+    split. The arguments and errors are those of `score_split`.
+    """
     lineage = run.best.lineage
     decoding = run.best.preprocessing.decoding
     config = lineage.data_config({"decoding": decoding, **(data or {})})
     dataset = datasets.prepare(config, needed=(split,), only_needed=True)
-    if any(
-        split in ("all", data_set.splits[0]) and data_set.overlaps(dataset)
-        for data_set in lineage
-    ):
+    seen = [trained_on for trained_on in lineage if trained_on.overlaps(dataset)]
+    # The first of their splits is the one that was trained on.
+    if seen and split in ("all", *(trained_on.splits[0] for trained_on in seen)):
         warnings.warn(
             f"--split={split} of {dataset.directory or dataset.name} holds the images "
             "that the detector was trained on: this says nothing about new images",

@@ -92,14 +92,15 @@ def grad_cam(
 ) -> jax.Array:
     """Grad-CAM (Selvaraju et al. 2017) of logit(fake) - logit(real).
 
-    Of the feature map A of the MBblockV3 branch that its pooling averages: the output
-    of its last 1x1 convolution after batch normalisation and h-swish, 576 channels.
-    With alpha_k the mean over the positions of the gradient with respect to channel k,
-    the map is ReLU(sum_k alpha_k A_k). After A there are only a mean and the
-    classifier, so that alpha_k is (w[k, fake] - w[k, real]) / (h w) for every image,
-    and the map a class activation map (Zhou et al. 2016): what each position adds to
-    the log odds of fake, where that is above 0. What the Fine-Tune Transformer and
-    the taps add is not in it.
+    It is ReLU(sum_k alpha_k A_k), where A is the last feature map of the MBblockV3
+    branch (its last 1x1 convolution, normalised, through h-swish: 576 channels), and
+    alpha_k is the mean over all positions of the gradient with respect to A_k.
+
+    Only a mean over the positions and the classifier follow A. So the gradient needs no
+    backward pass: alpha_k = (w[k, fake] - w[k, real]) / (h w) for every image. The map
+    shows what each position adds to the log odds of fake, where that is above 0 (it is
+    a class activation map, Zhou et al. 2016). It lacks what the Fine-Tune Transformer
+    and the taps add.
 
     Args:
       model: FDFtNet.

@@ -45,7 +45,7 @@ _MOST_SIDES = 8
 
 
 class _RefusedError(Exception):
-    """What the file holds, besides tensors or of another form."""
+    """A file that holds something else than tensors; the message names what it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Rebuild:
             or len(sizes) > _MOST_SIDES
             or not all(type(n) is int and 0 <= n < 2**48 for n in numbers)
         ):
-            raise _RefusedError("a tensor of no form")
+            raise _RefusedError("a tensor that is malformed")
         # Of nothing, the last element has no place.
         last = offset + sum(
             (size - 1) * stride for size, stride in zip(sizes, strides, strict=True)
@@ -149,15 +149,16 @@ class _Unpickler(pickle.Unpickler):
             raise _RefusedError(f"{module}.{name}"[:100]) from None
 
     def persistent_load(self, pid: Any) -> _Storage:
+        """Reads what PyTorch pickles in the place of a storage's numbers."""
         match pid:
             case ("storage", _Type() as kind, str(key), str(), int(numbers), *view):
                 if numbers < 0 or any(part is not None for part in view):
-                    raise _RefusedError("a storage of no form")
+                    raise _RefusedError("a storage that is malformed")
             case _:
-                raise _RefusedError("a storage of no form")
+                raise _RefusedError("a storage that is malformed")
         storage = _Storage(key, _TYPES[kind.name], numbers)
         if self.storages.setdefault(key, storage) != storage:
-            raise _RefusedError("two storages of one name")
+            raise _RefusedError("two storages with the same name")
         return storage
 
 
