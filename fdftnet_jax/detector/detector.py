@@ -41,7 +41,7 @@ from fdftnet_jax.data import splits
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.detector import file, network
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import folding, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.verdicts import Thresholds
 
 # How far logits may lie from those that the file states, in themselves and as a share:
@@ -305,29 +305,20 @@ class Detector:
 
     def _run(self, views: np.ndarray) -> jax.Array:
         """Computes the logits [b, 2] of a batch."""
+        if self._on_device is None:
+            self._on_device = jax.device_put(self._arrays)
         if len(views) not in self._compiled:
             compiled = self._lowered(views).compile()
             self._check(compiled, len(views))
             self._compiled[len(views)] = compiled
-        return self._compiled[len(views)](self._weights(), views)
-
-    def _weights(self) -> network.Arrays:
-        """The weights on the device; those of a network that is built here, folded."""
-        if self._on_device is None:
-            arrays: network.Arrays = self._arrays
-            if self._program is None:
-                built = registry.build(self.card["model"])
-                size = self.preprocessing.size
-                arrays = network.flat(folding.fold(built, self.variables, size))
-            self._on_device = jax.device_put(arrays)
-        return self._on_device
+        return self._compiled[len(views)](self._on_device, views)
 
     def _check(self, compiled: jax.stages.Compiled, batch_size: int) -> None:
         """Compares logits with those that the file states; see `logits`."""
         views = network.check_views(self.preprocessing.size)
         views = np.resize(views, (batch_size, *views.shape[1:]))
         expected = np.resize(self._expected, (batch_size, 2))
-        logits = np.asarray(compiled(self._weights(), views))
+        logits = np.asarray(compiled(self._on_device, views))
         tolerance = self._tolerance
         if not np.allclose(logits, expected, rtol=tolerance, atol=tolerance):
             otherwise = (
@@ -349,11 +340,11 @@ class Detector:
         if self._program is not None:
             # It is for some kinds of devices, and for a time.
             try:
-                return jax.jit(self._program).lower(self._weights(), views)
+                return jax.jit(self._program).lower(self._on_device, views)
             except Exception as error:
                 self._rebuild_because(error)
         program = network.build(self.card["model"], self.preprocessing.scaling)
-        return jax.jit(program).lower(self._weights(), views)
+        return jax.jit(program).lower(self._on_device, views)
 
     def _rebuild_because(self, error: Exception) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
@@ -362,7 +353,7 @@ class Detector:
             "is built by the package's code",
             stacklevel=2,
         )
-        self._program = self._on_device = None
+        self._program = None
         self.model()
 
     def view(self, image: Image) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from fdftnet_jax import datasets
 from fdftnet_jax.data import forgery_faces, pipeline, preprocess, splits
 from fdftnet_jax.evaluation import metrics
-from fdftnet_jax.models import folding, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
 
@@ -84,14 +84,12 @@ class Network:
         """
         record = run.best
         self._run = run
+        self._variables = steps.replicate(run.variables)
         self.step = run.best_step
         self.preprocessing = record.preprocessing
-        model = registry.build(record.model)
-        self._variables = steps.replicate(
-            folding.fold(model, run.variables, self.preprocessing.size)
-        )
+        apply = registry.build(record.model).apply
         self._eval_step = steps.pmap_eval_step(
-            registry.computing_in(record.model["dtype"], model.apply),
+            registry.computing_in(record.model["dtype"], apply),
             functools.partial(preprocess.scale, scaling=self.preprocessing.scaling),
         )
         devices = jax.device_count()

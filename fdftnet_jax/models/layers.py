@@ -23,9 +23,6 @@ Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform()
 class BatchNorm(nn.Module):
     """Batch normalisation over the channels; parameters and statistics as in Flax.
 
-    Where the scale has been folded into a kernel (see `folding`), only `bias` is left
-    of the variables, and is added.
-
     Attributes:
       use_running_average: normalises by the running statistics, else by the batch's.
       axis_name: the pmapped axis that the global batch is spread over, or None.
@@ -43,12 +40,10 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., channels] -> the same."""
         channels = x.shape[-1]
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        if not (self.is_initializing() or self.has_variable("params", "scale")):
-            return x + bias
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         variance = self.variable("batch_stats", "var", jnp.ones, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
         if self.use_running_average:
             return normalization.scale_and_shift(
                 x, mean.value, variance.value, scale, bias, self.epsilon

@@ -2,8 +2,7 @@
 
 Timed is the pmapped step of training and of scoring (`steps.pmap_steps`), with the
 optimiser of the config, on new weights and random images that are on the devices
-already. Augmentation is off; the state is donated and carried on, as in training;
-batch normalisation is folded, as in scoring.
+already. Augmentation is off; the state is donated and carried on, as in training.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ import numpy as np
 
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import counting, folding, registry
+from fdftnet_jax.models import counting, registry
 from fdftnet_jax.training import freezing, initialization, logistic, optimizer, steps
 
 # Mode -> what one step of it is called.
@@ -117,7 +116,7 @@ def make_work(
     }
     carry: Any
     if mode in ("infer", "features"):
-        carry = folding.fold(model, variables, size)
+        carry = {"params": params, "batch_stats": batch_stats}
     if mode == "features":
         apply = registry.computing_in(config.dtype, model.clone(num_classes=None).apply)
         p_features = logistic.pmap_step(apply, "minus_one_one")

@@ -22,7 +22,7 @@ import fdftnet_jax
 from fdftnet_jax import files
 from fdftnet_jax.data import caches, pipeline, preprocess
 from fdftnet_jax.errors import UserError
-from fdftnet_jax.models import folding, registry
+from fdftnet_jax.models import registry
 from fdftnet_jax.training import feed, processes, run_data, setup, steps
 
 # Of which C is chosen, from the strongest penalty to the weakest.
@@ -188,7 +188,6 @@ def cached_features(
         return np.load(path).astype(np.float64)
     module = registry.build(model).clone(num_classes=None)
     apply = registry.computing_in(model["dtype"], module.apply)
-    variables = folding.fold(module, variables, view.size)
     # (Shown on a terminal only.)
     with tqdm(total=data.num_images(), unit="img", disable=None) as bar:
         batches = checked(training.images.train_batches_as_scored())
