@@ -70,6 +70,7 @@ class Scorer:
         *,
         plots: str | None = None,
         explain: str | None = None,
+        opened: stream.Opened = contextlib.nullcontext,
         debug: bool = False,
     ):
         """Keeps how inputs are scored.
@@ -80,6 +81,7 @@ class Scorer:
           rules: see `face_rules`.
           plots: folder of the timelines of videos; None for none.
           explain: folder of what the network looks at; None for none.
+          opened: see `stream.Reader`.
           debug: whether an unexpected error ends the work, instead of being a reason.
         """
         self._detector = detector
@@ -87,6 +89,7 @@ class Scorer:
         self._rules = rules
         self._plots = plots
         self._explanations = explain
+        self._opened = opened
         self._debug = debug
         # The network has all cores already; and compiles once.
         self._lock = threading.Lock()
@@ -121,6 +124,7 @@ class Scorer:
             self._detector.preprocessing,
             find=None if rules is None else functools.partial(faces.find, rules=rules),
             video=score_video,
+            opened=self._opened,
             debug=self._debug,
         )
 

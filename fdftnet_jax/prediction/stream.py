@@ -5,6 +5,7 @@ of the network at most; the network scores batches of one size.
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple, TypeVar
@@ -23,6 +24,8 @@ from fdftnet_jax.prediction.video import VideoResult
 _LONGEST = 150
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+# From an item's path to one that can be opened, for as long as it is needed.
+Opened = Callable[[str], contextlib.AbstractContextManager[str]]
 
 
 class Content(NamedTuple):
@@ -59,6 +62,7 @@ class Reader:
         *,
         find: Callable[[np.ndarray], tuple[list[CutFace], str]] | None,
         video: Callable[[str], VideoResult],
+        opened: Opened = contextlib.nullcontext,
         debug: bool = False,
     ):
         """Keeps how files are read.
@@ -67,17 +71,27 @@ class Reader:
           preprocessing: of the detector.
           find: finds the faces of a picture, see `faces.find`; None takes it as it is.
           video: scores a video, see `video.score_video`.
+          opened: gives the path of a file on this machine, or raises ImageError; by
+            default that of the item.
           debug: whether an unexpected error ends the work, instead of being a reason.
         """
         self._preprocessing = preprocessing
         self._find = find
         self._video = video
+        self._opened = opened
         self._debug = debug
 
     def __call__(self, item: Item) -> Content:
         """Reads one file; raises UserError for what is wrong with all of them."""
         if item.reason:
             return Content(item, item.kind, reason=item.reason)
+        try:
+            with self._opened(item.path) as path:
+                return self._read(item._replace(path=path))._replace(item=item)
+        except images.ImageError as error:
+            return Content(item, item.kind, reason=error.reason)
+
+    def _read(self, item: Item) -> Content:
         kind = item.kind
         # Suffixes may be wrong.
         if kind == inputs.VIDEO and images.format_of(item.path):
