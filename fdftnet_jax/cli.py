@@ -297,6 +297,13 @@ def _add_predict(subparsers) -> None:
         metavar="F",
         help="the same as one JSON document, with what they rest on",
     )
+    where.add_argument(
+        "--parquet",
+        metavar="DIR",
+        help="the same as shards of Parquet in DIR/rows, for millions of files: the "
+        "same command goes on where it stopped; DIR may be an address such as "
+        "s3://bucket/run7, and so may PATH, or a table .parquet or .csv of paths",
+    )
     parser.add_argument(
         "--faces",
         choices=("auto", "whole", "crop"),
@@ -348,6 +355,39 @@ def _add_predict(subparsers) -> None:
         action="store_true",
         help="run the program in the detector's file, not the package's network: for a "
         "backbone of your own, or another version; only files that you trust",
+    )
+    scale = parser.add_argument_group("with --parquet")
+    scale.add_argument(
+        "--shard-size",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="inputs of a shard, which appears whole or not at all (default: 1000)",
+    )
+    scale.add_argument(
+        "--path-column",
+        default="path",
+        metavar="NAME",
+        help="column of a table that holds the paths (default: path); the others are "
+        "carried through to the results",
+    )
+    scale.add_argument(
+        "--ray",
+        action="store_true",
+        help="work on Ray: on the cluster of RAY_ADDRESS, else on this machine",
+    )
+    scale.add_argument(
+        "--ray-actors",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="networks that score (default: one for each GPU, or for each machine)",
+    )
+    scale.add_argument(
+        "--ray-gpus",
+        type=float,
+        metavar="G",
+        help="GPUs of each of them (default: 1 where there are any, else 0)",
     )
     parser.set_defaults(run=_predict)
 
@@ -495,7 +535,14 @@ def _check(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from fdftnet_jax.prediction import run
 
-    return run.predict(run.Options.of(arguments))
+    options = run.Options.of(arguments)
+    if options.ray and options.parquet is None:
+        launch.fail("--ray writes shards of results; add --parquet=DIR")
+    if options.parquet is not None:
+        from fdftnet_jax.scale import run as at_scale
+
+        return at_scale.predict(options)
+    return run.predict(options)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -47,6 +47,12 @@ class Options:
     recursive: bool = False
     program: bool = False
     debug: bool = False
+    parquet: str | None = None
+    shard_size: int = 1000
+    path_column: str = "path"
+    ray: bool = False
+    ray_actors: int = 0
+    ray_gpus: float | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "Options":
@@ -82,7 +88,7 @@ def predict(options: Options) -> int:
             f"expected --workers to be 1 or more, found {options.workers}; leave it "
             "out for one for each core"
         )
-    listed = _read_list(options)
+    listed = read_list(options)
     _check_outputs(options, listed)
     own = outputs.make_folders(options.folders)
     detector = fdftnet_jax.load(options.detector, program=options.program)
@@ -134,8 +140,8 @@ def _print_any_name() -> None:
             output.reconfigure(errors="backslashreplace")
 
 
-def _read_list(options: Options) -> list[str]:
-    """Reads the paths that '-' stands for."""
+def read_list(options: Options) -> list[str]:
+    """Reads the paths that '-' stands for; UserError if the list is not as expected."""
     if inputs.STDIN in options.paths:
         return inputs.read_list(
             sys.stdin.buffer, null=options.null, recursive=options.recursive

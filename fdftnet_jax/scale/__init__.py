@@ -1,0 +1,1 @@
+"""From millions of files to shards of results: `fdftnet predict --parquet`."""
