@@ -116,6 +116,8 @@ def test_what_was_stopped_goes_on_with_every_input_once(
             predict(*command)
     before = {p.name: p.stat().st_mtime_ns for p in (out / "rows").glob("*")}
     assert len(before) == at
+    (out / "rows").mkdir(exist_ok=True)
+    (out / "rows" / ".part-0000004.parquet.123").write_bytes(b"PAR1")
     # What was not in the list is not in the results.
     (pictures / "00a.png").write_bytes((pictures / "00.png").read_bytes())
     assert predict(*command) == 0
@@ -124,6 +126,7 @@ def test_what_was_stopped_goes_on_with_every_input_once(
     assert as_csv(table(out)) == csv_rows(tmp_path / "a.csv")
     after = {p.name: p.stat().st_mtime_ns for p in (out / "rows").glob("*")}
     assert before.items() <= after.items()
+    assert len(os.listdir(out / "rows")) == 5
     # All is there: nothing is written any more.
     assert predict(*command) == 0
     assert {p.name: p.stat().st_mtime_ns for p in (out / "rows").glob("*")} == after

@@ -45,6 +45,8 @@ _RETRIES = 2
 # Bytes of the object store of a machine that Ray is started on, at most, and of its
 # memory.
 _STORE, _STORE_SHARE = 2 << 30, 0.2
+# Seconds for the smallest task, after something was lost.
+_PATIENCE = 120
 _LOST = "no result: a process that worked on it was lost each time"
 
 
@@ -146,8 +148,11 @@ def score(
     data = Path(detector_file.locate(options.detector)).read_bytes()
     reading = apart.Reading(preprocessing, rules, work.manifest.folder)
     network = _Network(ray.put(data), reading, options.threshold, options.program)
-    for some in _portions(work, todo, min(_PIECES * actors, _MOST_PIECES)):
-        yield from _score(work, some, network, actors, gpus, progress)
+    try:
+        for some in _portions(work, todo, min(_PIECES * actors, _MOST_PIECES)):
+            yield from _score(work, some, network, actors, gpus, progress)
+    except ray.exceptions.RayError as error:
+        raise _down(error) from error
 
 
 def _sized(
@@ -238,13 +243,11 @@ def _score(
                 yield from take(piece, table)
         if not missing:
             return
-        if not attempt and len(missing) == len(todo) and len(todo) > 1:
-            raise UserError(
-                f"Ray lost all {counted(len(todo), 'piece')} of the work; look into "
-                "its logs (/tmp/ray/session_latest/logs) for why its workers end, and "
-                "give the same command again"
-            )
+        # Where Ray itself is down, nothing is wrong with the files.
+        _check_alive()
         todo = list(missing)
+        if attempt == 2:
+            break
         say(
             f"Ray lost {counted(len(todo), 'piece')} of the work: they are done once "
             "more, " + ("each picture" if not attempt else "each input") + " alone"
@@ -254,6 +257,25 @@ def _score(
         item = items[piece.start]
         row = Row(item.path, item.kind, reason=_LOST)
         yield from take(piece, shards.result_table([(piece.start, [row])]))
+
+
+def _check_alive() -> None:
+    """Raises UserError where Ray does not do the smallest task."""
+    import ray
+
+    probe = ray.remote(num_cpus=0, max_retries=0)(os.getpid)
+    try:
+        ray.get(probe.remote(), timeout=_PATIENCE)
+    except ray.exceptions.RayError as error:
+        raise _down(error) from error
+
+
+def _down(error: Exception) -> UserError:
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return UserError(
+        f"Ray does not work any more ({what}); look into its logs "
+        "(/tmp/ray/session_latest/logs), and give the same command again: it goes on"
+    )
 
 
 def _run(

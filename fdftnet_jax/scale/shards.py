@@ -290,6 +290,11 @@ class Shards:
     def missing(self) -> list[int]:
         """The numbers of the shards that have no results yet."""
         there = set(self._store.names(ROWS))
+        if self._store.local:
+            # What a process left that was killed as it wrote; no other one writes now.
+            for name in there:
+                if name.startswith("."):
+                    self._store.delete(f"{ROWS}/{name}")
         names = ((n, part(ROWS, n)) for n in range(self.manifest.shards))
         return [n for n, name in names if os.path.basename(name) not in there]
 
