@@ -300,9 +300,8 @@ def _add_predict(subparsers) -> None:
     where.add_argument(
         "--parquet",
         metavar="DIR",
-        help="the same as shards of Parquet in DIR/rows, for millions of files: the "
-        "same command goes on where it stopped; DIR may be an address such as "
-        "s3://bucket/run7, and so may PATH, or a table .parquet or .csv of paths",
+        help="the same as shards of Parquet, which the same command resumes: for "
+        "millions of files, also at s3:// and other addresses",
     )
     parser.add_argument(
         "--faces",
@@ -362,32 +361,31 @@ def _add_predict(subparsers) -> None:
         type=_positive,
         default=1000,
         metavar="N",
-        help="inputs of a shard, which appears whole or not at all (default: 1000)",
+        help="inputs of a shard (default: 1000)",
     )
     scale.add_argument(
         "--path-column",
         default="path",
         metavar="NAME",
-        help="column of a table that holds the paths (default: path); the others are "
-        "carried through to the results",
+        help="of the paths, where PATH is a table .parquet or .csv (default: path)",
     )
     scale.add_argument(
         "--ray",
         action="store_true",
-        help="work on Ray: on the cluster of RAY_ADDRESS, else on this machine",
+        help="on the Ray cluster of RAY_ADDRESS, else with Ray on this machine",
     )
     scale.add_argument(
         "--ray-actors",
         type=_positive,
         default=0,
         metavar="N",
-        help="networks that score (default: one for each GPU, or for each machine)",
+        help="networks (default: one for each GPU, else for each machine)",
     )
     scale.add_argument(
         "--ray-gpus",
         type=float,
         metavar="G",
-        help="GPUs of each of them (default: 1 where there are any, else 0)",
+        help="GPUs of each network (default: 1 where there are any)",
     )
     parser.set_defaults(run=_predict)
 
