@@ -183,7 +183,8 @@ def test_other_columns_of_a_table_are_carried_through(tmp_path, pictures, suffix
     command = (name, "--parquet", tmp_path / "out", "--shard-size", 6)
     with pytest.raises(UserError, match="--path-column"):
         predict(*command)
-    assert predict(*command, "--path-column", "file") == 0
+    pattern = tmp_path / f"l?st.{suffix}"
+    assert predict(pattern, *command[1:], "--path-column", "file") == 0
     found = table(tmp_path / "out")
     assert found["path"].to_pylist() == paths
     ids = [str(i) if suffix == "csv" else i for i in range(23)]
@@ -231,6 +232,44 @@ def test_inputs_and_results_at_addresses(tmp_path, pictures, scheme):
     assert predict(pictures, "--csv", tmp_path / "a.csv") == 0
     logits = [row["logit"] for row in csv_rows(tmp_path / "a.csv")]
     assert [row["logit"] for row in as_csv(found)[:23]] == logits
+
+
+@pytest.mark.parametrize(("failures", "judged"), [(2, True), (3, False)])
+def test_a_file_that_cannot_be_fetched_is_tried_again(
+    tmp_path, pictures, monkeypatch, failures, judged
+):
+    system, _ = fsspec.core.url_to_fs("memory://one.png")
+    system.pipe("/one.png", (pictures / "00.png").read_bytes())
+    tried, locate = [], storage.locate
+
+    def failing(path):
+        if path.endswith("one.png"):
+            tried.append(path)
+            # (The first is asked whether it is a folder.)
+            if 1 < len(tried) <= failures + 1:
+                raise OSError("no network")
+        return locate(path)
+
+    monkeypatch.setattr(storage, "locate", failing)
+    monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
+    code = predict("memory://one.png", "--parquet", tmp_path / "out")
+    system.rm("/one.png")
+    assert code == (0 if judged else 3)
+    reason = "" if judged else "no network"
+    assert table(tmp_path / "out")["reason"].to_pylist() == [reason]
+    assert len(tried) == 4
+
+
+def test_a_storage_that_refuses_is_a_line(tmp_path, pictures, monkeypatch):
+    def refuse(self, name, data):
+        raise OSError("When uploading part: AWS Error")
+
+    out = tmp_path / "out"
+    assert predict(pictures, "--parquet", out) == 0
+    (out / "rows" / "part-0000000.parquet").unlink()
+    monkeypatch.setattr(storage.Store, "write", refuse)
+    with pytest.raises(UserError, match="AWS Error; once"):
+        predict(pictures, "--parquet", out)
 
 
 def test_an_address_of_unknown_storage_is_a_mistake(tmp_path, pictures):

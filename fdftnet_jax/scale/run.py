@@ -96,6 +96,12 @@ def _predict(options: Options) -> int:
                 f"stopped; the rows of {counted(progress.counts.inputs, 'input')} are "
                 f"in {printable(store.address)}; the same command goes on",
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot read or write in {printable(store.address)}: "
+                f"{' '.join(str(error).split())}; once the storage answers, give the "
+                "same command again: it goes on"
+            ) from error
         work.finish(progress.counts)
     for line in progress.summary(store.address, work.manifest.skipped):
         say(line)

@@ -5,6 +5,7 @@ carried through to the results. Values of CSV are carried as text, so that a col
 the same type whatever its first values look like.
 """
 
+import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
 
@@ -50,13 +51,13 @@ def tables(
       UserError: a table cannot be read, or has no such column; or there are tables and
         other paths.
     """
-    with_tables = [path for path in paths if is_table(path)]
+    with_tables = [name for path in paths if is_table(path) for name in _named(path)]
     if not with_tables:
         items = _items(paths, listed, own, skipped)
         yield from shards.input_tables(items, size)
         return
-    if len(with_tables) < len(paths):
-        other = next(path for path in paths if not is_table(path))
+    other = next((path for path in paths if not is_table(path)), None)
+    if other is not None:
         raise UserError(
             f"expected tables alone, or files and folders alone, found "
             f"{printable(with_tables[0])} and {printable(other)}; give them to two "
@@ -64,6 +65,13 @@ def tables(
         )
     every = (part for path in with_tables for part in _table(path, path_column))
     yield from shards.regrouped(_of_one_kind(every), size)
+
+
+def _named(path: str) -> list[str]:
+    """The tables that a path or a pattern of the shell stands for."""
+    if storage.is_address(path) or os.path.lexists(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True), key=os.fsencode) or [path]
 
 
 def _items(

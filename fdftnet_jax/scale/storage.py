@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -26,6 +27,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # File systems on which an object appears when all of it has been sent.
 _ATOMIC_PUT = ("s3", "gcs", "abfs", "fsspec+s3", "fsspec+gcs", "fsspec+abfs")
 _SUFFIXES = (*images.SUFFIXES, *kinds.VIDEO_SUFFIXES)
+# Seconds before a file that could not be fetched is tried again, but for these errors.
+_PAUSES = (1.0, 5.0)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, UserError)
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -83,15 +87,22 @@ def on_this_machine(path: str, base: str = "") -> Iterator[str]:
     # Readers look at the suffix, too.
     suffix = os.path.splitext(path)[1]
     with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
-        try:
-            system, inside = locate(path)
-            with system.open_input_stream(inside) as stream:
-                shutil.copyfileobj(stream, copy, 1 << 20)
-            copy.flush()
-        # (Each storage has exceptions of its own.)
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise images.ImageError(path, " ".join(reason.split())) from error
+        for pause in (*_PAUSES, None):
+            try:
+                copy.seek(0)
+                copy.truncate()
+                system, inside = locate(path)
+                with system.open_input_stream(inside) as stream:
+                    shutil.copyfileobj(stream, copy, 1 << 20)
+                copy.flush()
+                break
+            # (Each storage has exceptions of its own.)
+            except Exception as error:
+                if pause is not None and not isinstance(error, _FINAL):
+                    time.sleep(pause)
+                    continue
+                reason = getattr(error, "strerror", None) or str(error)
+                raise images.ImageError(path, " ".join(reason.split())) from error
         yield copy.name
 
 
