@@ -67,7 +67,6 @@ def test_a_network_for_each_device(given, resources, nodes, expected):
 @pytest.mark.parametrize(
     ("given", "resources", "message"),
     [
-        (options(2), {"CPU": 2}, "3 CPUs"),
         (options(2, 1), {"CPU": 16, "GPU": 1}, "2 GPUs"),
         (options(gpus=1), {"CPU": 16}, "1 GPUs"),
     ],

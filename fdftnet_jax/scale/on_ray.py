@@ -137,11 +137,10 @@ def score(
     """
     import ray
 
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    actors, gpus = _sized(options, ray.cluster_resources(), nodes)
+    resources, nodes = _there()
+    actors, gpus = _sized(options, resources, nodes)
     say(
-        f"Ray: {counted(nodes, 'machine')} with "
-        f"{ray.cluster_resources().get('CPU', 0):g} CPUs; "
+        f"Ray: {counted(nodes, 'machine')} with {resources.get('CPU', 0):g} CPUs; "
         f"{counted(actors, 'network')} with {gpus:g} GPUs each"
     )
     # (Workers on other machines need no copy of it.)
@@ -150,9 +149,16 @@ def score(
     network = _Network(ray.put(data), reading, options.threshold, options.program)
     try:
         for some in _portions(work, todo, min(_PIECES * actors, _MOST_PIECES)):
-            yield from _score(work, some, network, actors, gpus, progress)
+            yield from _score(work, some, network, options, progress)
     except ray.exceptions.RayError as error:
         raise _down(error) from error
+
+
+def _there() -> tuple[dict[str, float], int]:
+    """What the cluster has now, and its machines."""
+    import ray
+
+    return ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
 
 
 def _sized(
@@ -168,13 +174,6 @@ def _sized(
         raise UserError(
             f"expected {actors * gpus:g} GPUs for {counted(actors, 'network')}, found "
             f"{there:g}; lower --ray-actors or --ray-gpus, or add machines"
-        )
-    # Each network takes one; at least one is left to read files.
-    if actors + 1 > resources.get("CPU", 0):
-        raise UserError(
-            f"expected {actors + 1} CPUs for {counted(actors, 'network')} and to read "
-            f"files, found {resources.get('CPU', 0):g}; lower --ray-actors, or leave "
-            "--ray out"
         )
     return actors, gpus
 
@@ -215,8 +214,7 @@ def _score(
     work: Shards,
     portion: dict[int, list[Piece]],
     network: "_Network",
-    actors: int,
-    gpus: float,
+    options: Options,
     progress: Any,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Scores shards until none of their inputs is missing."""
@@ -235,6 +233,8 @@ def _score(
         if attempt == 2:
             todo = [Piece(n, i, i + 1) for n, a, b in todo for i in range(a, b)]
         missing = dict.fromkeys(todo)
+        # (A machine may have been lost.)
+        actors, gpus = _sized(options, *_there())
         for piece, table in _run(
             work, todo, network, actors, gpus, careful=attempt > 0
         ):
@@ -263,7 +263,7 @@ def _check_alive() -> None:
     """Raises UserError where Ray does not do the smallest task."""
     import ray
 
-    probe = ray.remote(num_cpus=0, max_retries=0)(os.getpid)
+    probe = ray.remote(num_cpus=0, max_retries=0)(lambda: True)
     try:
         ray.get(probe.remote(), timeout=_PATIENCE)
     except ray.exceptions.RayError as error:
@@ -308,7 +308,9 @@ def _run(
                 actor,
                 fn_constructor_args=[network],
                 compute=ray.data.ActorPoolStrategy(size=actors),
-                num_cpus=1,
+                # (On CPUs a network takes what readers leave. If it had one to itself,
+                # the networks of a machine that is lost could take all of another.)
+                num_cpus=0,
                 num_gpus=gpus,
                 max_task_retries=_RETRIES,
             )
