@@ -127,6 +127,7 @@ class Run:
             "data.held_out": "",
             "data.crop_mirror": False,
             "init_heads": False,
+            "distillation": 0.0,
             "keep": "best",
         }
         old = before | old

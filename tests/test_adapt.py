@@ -154,6 +154,8 @@ def test_most_pictures_train_and_some_are_kept_for_the_test(adapted):
     assert 0.55 < trained / (2 * EACH) < 0.85
     assert len(paths) > 0 and trained + len(paths) <= 2 * EACH
     assert config["init_heads"] and config["class_balance"] == "weights"
+    # The old pictures hold on to what it knew.
+    assert config["distillation"] == 0
 
 
 def test_the_same_command_again(adapted, pictures, start):
@@ -427,6 +429,8 @@ def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     old = tmp_path / "old.safetensors"
     file.write(old, contents.arrays, {**contents.card, "model": model})
     config = adapt.make_config(options(pictures, "x", old), tmp_path / "work")
+    # No old pictures are there: what it said before holds on to what it knew.
+    assert config.init_heads and config.distillation > 0
     built = registry.build({**config.model.to_dict(), "dtype": "float32"})
     views = np.zeros((1, config.data.size, config.data.size, 3), np.float32)
     shapes = jax.eval_shape(lambda: built.init(jax.random.key(0), views, train=False))

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.run import Run
-from fdftnet_jax.training import initialization, setup
+from fdftnet_jax.training import config_values, initialization, setup
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,37 @@ def test_what_it_has_seen_is_known(cache_dir, trained):
     assert [of.kind for of in found] == ["toy", "toy"]
 
 
+def test_a_training_follows_its_teacher(cache_dir, trained, tmp_path):
+    """(What it follows is tested with the step.)"""
+    _, path = trained
+    found = []
+    for weight in (0.0, 1.0):
+        config = small_runs.config(
+            cache_dir, path, epochs=1, init_heads=True, distillation=weight
+        )
+        small_runs.run(config, tmp_path / f"{weight}")
+        with Run(tmp_path / f"{weight}") as run:
+            found.append(run.variables["params"]["classifier"]["kernel"])
+    assert np.isfinite(found).all() and not np.array_equal(*found)
+
+
+def test_the_teacher_is_the_network_of_the_file(cache_dir, trained, tmp_path):
+    workdir, path = trained
+    with Run(workdir) as run:
+        expected = run.variables
+    for weight, taught in ((0.0, None), (1.0, expected)):
+        config = small_runs.config(
+            cache_dir, path, init_heads=True, distillation=weight
+        )
+        with Run(tmp_path / f"{weight}") as run:
+            found = setup.prepare(config, run, None).teacher
+        chex.assert_trees_all_equal(found, taught)
+
+
 def test_mistakes(cache_dir, trained, tmp_path):
     _, path = trained
+    with pytest.raises(UserError, match="network that judges already"):
+        config_values.check(small_runs.config(cache_dir, path, distillation=1.0))
     with pytest.raises(UserError, match="does not fit the network"):
         changes = {"init_heads": True, "model.num_blocks": 2}
         _network(cache_dir, path, **changes)

@@ -237,6 +237,54 @@ def test_class_weights_weigh_the_loss():
     assert metrics[0]["loss"] == pytest.approx(losses.sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_teacher_is_followed_where_it_is_right(stacked):
+    """One step of plain SGD, against the gradient in float64."""
+    rule, weights = optax.sgd(1.0), (0.25, 3.0)
+    start, old = 0.5, -2.0
+    task, state = toy_task(
+        augment=None, optimizer=rule, class_weights=weights, distillation=0.7
+    )
+    task = steps.Task(**{**vars(task), "apply": without_dropout(task.apply)})
+    params, teacher = (
+        {"classifier": {"kernel": np.float32(kernel)}} for kernel in (start, old)
+    )
+    state = state.replace(params=params, opt_state=rule.init(params))
+    batch = small_runs.batch()
+    # The teacher calls all of them real.
+    pixel, label = batch["image"][:, 0, 0, 0] / 255.0, batch["label"]
+    p_train_steps, _ = steps.pmap_steps(task)
+    batch = steps.shard(batch)
+    if stacked:
+        batch = {name: rows[:, None] for name, rows in batch.items()}
+    found, metrics = p_train_steps(
+        steps.replicate(state), batch, steps.replicate({"params": teacher})
+    )
+    right = (old * pixel > 0) == (label == 1)
+    assert 0 < right.sum() < right.size
+    judged, taught = special.expit(start * pixel), special.expit(old * pixel)
+    slope = (judged - label + 0.7 * right * (judged - taught)) * pixel
+    expected = start - np.mean(np.array(weights)[label] * slope)
+    kernel = steps.unreplicate(found).params["classifier"]["kernel"]
+    assert kernel == pytest.approx(expected, rel=1e-5)
+    # The loss that is told is that of the labels alone.
+    losses = np.logaddexp(0, np.where(label == 1, -start, start) * pixel)
+    told = np.squeeze(steps.unreplicate(metrics)["loss"])
+    assert told == pytest.approx(losses.sum(), rel=1e-5)
+
+
+def test_divergence_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    taught, logits = rng.normal(size=(2, 9, 2))
+    labels = rng.integers(0, 2, 9)
+    old, new = (special.softmax(each, axis=1) for each in (taught, logits))
+    right = np.argmax(taught, axis=1) == labels
+    assert 0 < right.sum() < 9
+    expected = right * special.rel_entr(old, new).sum(1)
+    found = steps.divergence(jnp.asarray(taught), jnp.asarray(logits), labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_example_that_was_not_scored_shows(evaluated):
     eval_step, variables, _ = evaluated
     _, batches = padded(3, 10, np.arange(12))

@@ -52,6 +52,8 @@ FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15, "finetune": 0.0}
 # faces cut out, by that of the folder of the picture or video.
 _BY_FOLDER = r"([^/]+)/[^/]*$"
 _BY_FOLDER_OF_SOURCE = r"([^/]+)/[^/]+/[^/]*$"
+# Where no old forgery is given: weight of what the network said before of a picture.
+_DISTILLATION = 1.0
 # What a network is of which these fields are not told: it was made before them.
 _WITHOUT = {"taps": False, "ftt_size": 0, "ftt_view": "whole", "ftt_filter": ""}
 # Scores the test split of a data set.
@@ -195,6 +197,8 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         [config.data.replay_dir] = replayed
     else:
         config.data.replay = 0
+        # What the network knows of old forgeries shows in what it says of these.
+        config.distillation = _DISTILLATION * config.init_heads
     return config.lock()
 
 

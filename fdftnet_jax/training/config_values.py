@@ -31,6 +31,7 @@ _RANGES: checks.Ranges = {
     "data.crop_grid": (int, 1, 16),
     "data.replay": (int, 0, math.inf),
     "release_epoch": (int, 0, math.inf),
+    "distillation": (float, 0, math.inf),
     "model.num_blocks": (int, 1, math.inf),
     "model.num_stages": (int, 0, 4),
     "model.first_stride": (int, 1, 2),
@@ -95,6 +96,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.replay_dir is {config.data.replay_dir!r} with data.replay=0: "
             "expected a number of images per class; give for example "
             "--config.data.replay=200"
+        )
+    if config.distillation and not config.init_heads:
+        raise UserError(
+            f"distillation is {config.distillation} with init_heads=False: expected a "
+            "network that judges already; give one with --config.init_from=PATH "
+            "--config.init_heads=True"
         )
     closed_form = config.optimizer.name == "logistic"
     frozen = config.trainable == "head" and not config.release_epoch

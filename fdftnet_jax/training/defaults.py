@@ -171,6 +171,10 @@ def get_config() -> ml_collections.ConfigDict:
     # From a run or a detector of the same network: start with all its layers, not with
     # its backbone alone.
     config.init_heads = False
+    # init_heads: weight of distillation (Li and Hoiem 2018), the divergence from what
+    # the network that training starts from says of an image, where that is right. It
+    # holds on to an old forgery of which no picture is at hand; 0 is none of it.
+    config.distillation = 0.0
     # Start from new weights all the same: init_from names the data of replay alone.
     config.new_weights = False
     # What is trained: 'all', or 'head' (everything but the backbone).

@@ -88,6 +88,9 @@ class _Loop:
         self._p_train_steps = [p_train_step for p_train_step, _ in p_steps]
         self._p_eval_step = p_steps[0][1]
         self._state = steps.replicate(training.state)
+        # (No argument at all where there is none.)
+        teacher = training.teacher
+        self._teacher = () if teacher is None else (steps.replicate(teacher),)
         self._feed = training.images.feed(self._step)
         self._interruption = Interruption(processes.Agreement())
 
@@ -188,7 +191,9 @@ class _Loop:
             left = training.steps_per_epoch - progress.steps
             count = min(self._config.steps_per_call, left)
             indices, batch = self._feed.take(count)
-            self._state, metrics = self._p_train_steps[phase](self._state, batch)
+            self._state, metrics = self._p_train_steps[phase](
+                self._state, batch, *self._teacher
+            )
             first = self._step + 1
             progress.steps += count
             watch.add(first, indices, metrics)

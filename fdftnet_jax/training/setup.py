@@ -97,6 +97,7 @@ class Training:
       schedule: the learning rate by step.
       steps_per_epoch: of the training split.
       state: before the next step, on the host.
+      teacher: the network that it started from, where that is to be distilled.
     """
 
     record: CheckpointRecord
@@ -107,6 +108,7 @@ class Training:
     schedule: optax.Schedule
     steps_per_epoch: int
     state: steps.TrainState
+    teacher: dict[str, Any] | None = None
 
 
 def prepare(
@@ -169,8 +171,17 @@ def prepare(
         )
     tasks = [_task(config, net, images, rule, phase) for phase in phases]
     return Training(
-        record, data, images, phases, tasks, schedule, steps_per_epoch, state
+        *(record, data, images, phases, tasks, schedule, steps_per_epoch, state),
+        teacher=_teacher(config),
     )
+
+
+def _teacher(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    if not config.distillation:
+        return None
+    # A training that goes on reads it again: checkpoints do not hold it.
+    heads = initialization.start(config).heads
+    return {"params": {}, "batch_stats": {}} | (heads or {})
 
 
 def _task(
@@ -191,6 +202,7 @@ def _task(
         mask=phase.mask,
         seed=config.seed,
         class_weights=images.class_weights,
+        distillation=config.distillation,
     )
 
 

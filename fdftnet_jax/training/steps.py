@@ -53,6 +53,7 @@ class Task:
       mask: tree of bool, True where trainable.
       seed: of augmentation and dropout.
       class_weights: of the loss of a real and of a fake image.
+      distillation: weight of the divergence from a teacher.
     """
 
     apply: Callable[..., Any]
@@ -63,6 +64,7 @@ class Task:
     mask: Any
     seed: int
     class_weights: tuple[float, float] = (1.0, 1.0)
+    distillation: float = 0.0
 
 
 def l2_penalty(params: Any, weights: Mapping[str, float]) -> jax.Array:
@@ -77,7 +79,7 @@ def l2_penalty(params: Any, weights: Mapping[str, float]) -> jax.Array:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, task: Task
+    state: TrainState, batch: Batch, teacher: Any = None, *, task: Task
 ) -> tuple[TrainState, Metrics]:
     """One update from one device's share of the global batch.
 
@@ -86,6 +88,8 @@ def train_step(
     Args:
       state: replicated over the devices.
       batch: image [b, h, w, 3] uint8, label [b] int32; the same b on every device.
+      teacher: `params` and `batch_stats` of the network whose judgement is to be kept,
+        replicated; None for none.
       task: the statics.
 
     Returns:
@@ -100,6 +104,9 @@ def train_step(
         images = task.augment(augment_rng, indices, images)
     images = task.scale(images)
     trainable, frozen = freezing.partition(state.params, task.mask)
+    taught = None
+    if teacher is not None:
+        taught = task.apply(teacher, images, train=False)
 
     def loss_fn(trainable):
         params = freezing.merge(trainable, frozen)
@@ -113,6 +120,9 @@ def train_step(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         weights = jnp.array(task.class_weights)[batch["label"]]
         penalty = l2_penalty(trainable, task.l2)
+        if taught is not None:
+            lost = jnp.mean(weights * divergence(taught, logits, batch["label"]))
+            penalty += task.distillation * lost
         return jnp.mean(weights * losses) + penalty, (losses, logits, updates)
 
     gradients, (losses, logits, updates) = jax.grad(loss_fn, has_aux=True)(trainable)
@@ -134,6 +144,25 @@ def train_step(
     return state, jax.lax.psum(metrics, AXIS)
 
 
+def divergence(taught: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How far judgements are from a teacher's, where that is right.
+
+    Args:
+      taught: [b, 2], the logits of the teacher.
+      logits: [b, 2].
+      labels: [b], 0 real and 1 fake.
+
+    Returns:
+      [b], the Kullback-Leibler divergence of the probabilities from the teacher's, in
+      nats; 0 where the teacher calls the image by the other label.
+    """
+    right = (taught[:, 1] > taught[:, 0]) == (labels == 1)
+    found = optax.losses.kl_divergence(
+        jax.nn.log_softmax(logits), jax.nn.softmax(taught)
+    )
+    return jnp.where(right, found, 0)
+
+
 def _updated(state, gradients, optimizer):
     """The next (params, opt_state), from gradients `_with_axis`.
 
@@ -152,19 +181,20 @@ def _with_axis(tree):
 
 
 def train_steps(
-    state: TrainState, batch: Batch, *, task: Task
+    state: TrainState, batch: Batch, teacher: Any = None, *, task: Task
 ) -> tuple[TrainState, Metrics]:
     """One `train_step`, or one after the other on k batches that are stacked.
 
     Args:
       state: as in `train_step`.
       batch: as in `train_step`, or each of its arrays with a first axis of k.
+      teacher: as in `train_step`.
       task: the statics.
 
     Returns:
       The last state, and the metrics of `train_step`, each of them [] or [k].
     """
-    step = functools.partial(train_step, task=task)
+    step = functools.partial(train_step, teacher=teacher, task=task)
     if batch["label"].ndim == 1:
         return step(state, batch)
     return jax.lax.scan(step, state, batch)
