@@ -1,4 +1,4 @@
-"""Two CPU devices for every test, set before JAX starts, and runs that tests share."""
+"""Two CPU devices for every test, set before JAX starts, and what tests share."""
 
 import atexit
 import importlib.metadata
@@ -41,6 +41,22 @@ def _as_it_was(monkeypatch):
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The system's Chromium, headless, as Playwright drives it."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("no Chromium: apt-get install chromium (.ci/run does)")
+    with playwright.sync_playwright() as found:
+        opened = found.chromium.launch(
+            executable_path=executable, args=["--no-sandbox"]
+        )
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,43 +1,44 @@
 """The report in headless Chromium: at two widths, by keyboard, on paper."""
 
-import browser
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_report import made as made
 
-pytestmark = pytest.mark.skipif(
-    browser.find() is None,
-    reason="no Chromium: apt-get install chromium (.ci/run does)",
-)
+
+@pytest.fixture
+def address(made):
+    return (made.workdir / "report.html").as_uri()
 
 
-@pytest.fixture(scope="module")
-def shown(made):
-    chromium = browser.Browser(browser.find())
-    try:
-        yield chromium, made.workdir / "report.html"
-    finally:
-        chromium.close()
+@pytest.fixture
+def page(chromium):
+    context = chromium.new_context(viewport={"width": 360, "height": 740})
+    yield context.new_page()
+    context.close()
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_said_loaded_or_cut_off(shown, width, tmp_path):
-    chromium, path = shown
-    chromium.messages.clear()
-    chromium.fetched.clear()
-    chromium.open(path, width)
-    assert chromium.messages == []
-    others = [url for url in chromium.fetched if not url.startswith("data:")]
-    assert others == [path.as_uri()]
-    assert chromium.value("document.documentElement.scrollWidth") <= width
+def test_nothing_is_said_loaded_or_cut_off(page, address, width):
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": width, "height": 740})
+    page.goto(address)
+    # Pictures are drawn, and a policy's complaints are told.
+    page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     # All pictures are there, in their own place.
-    assert chromium.value("[...document.images].every(i => i.naturalWidth > 0)")
-    assert chromium.value(
+    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+    assert page.evaluate(
         "[...document.images].every(i => i.getBoundingClientRect().right <= innerWidth)"
     )
-    (tmp_path / "report.png").write_bytes(chromium.screenshot())
-    with Image.open(tmp_path / "report.png") as picture:
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
         assert picture.width == width
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     # Dark text and the orange and blue squares on white.
@@ -46,32 +47,26 @@ def test_nothing_is_said_loaded_or_cut_off(shown, width, tmp_path):
         assert (np.abs(pixels - colour).max(axis=-1) < 8).sum() > 20
 
 
-def test_by_keyboard(shown):
-    chromium, path = shown
-    chromium.open(path, 360)
-    chromium.press("Tab")
-    assert chromium.value("document.activeElement.className") == "skip"
-    chromium.press("Tab")
-    assert chromium.value("document.activeElement.tagName") == "SUMMARY"
+def test_by_keyboard(page, address):
+    page.goto(address)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
     opened = "document.activeElement.parentElement.open"
-    assert chromium.value(opened) is False
-    chromium.press("Enter")
-    assert chromium.value(opened) is True
-    assert chromium.value("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(opened) is False
+    page.keyboard.press("Enter")
+    assert page.evaluate(opened) is True
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_on_paper(shown):
-    chromium, path = shown
-    chromium.open(path, 1280)
-    chromium.send("Emulation.setEmulatedMedia", media="print")
-    try:
-        seen = "e => e.checkVisibility()"
-        assert not chromium.value(f"({seen})(document.querySelector('nav'))")
-        # What only opens on a screen is in the definitions, and the config is open.
-        assert chromium.value(f"({seen})(document.querySelector('dl'))")
-        assert chromium.value(
-            "document.querySelector('.record pre').getBoundingClientRect().height > 50"
-        )
-        assert chromium.pdf().startswith(b"%PDF")
-    finally:
-        chromium.send("Emulation.setEmulatedMedia", media="")
+def test_on_paper(page, address):
+    page.goto(address)
+    page.emulate_media(media="print")
+    seen = "e => e.checkVisibility()"
+    assert not page.locator("nav").evaluate(seen)
+    # What only opens on a screen is in the definitions, and the config is open.
+    assert page.locator("dl").first.evaluate(seen)
+    config = page.locator(".record pre").first
+    assert config.bounding_box()["height"] > 50
+    assert page.pdf().startswith(b"%PDF")

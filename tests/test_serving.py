@@ -1,5 +1,10 @@
 """`fdftnet serve`: the results of `predict`, and nothing for those who may not ask."""
 
+import base64
+import dataclasses
+import hashlib
+import html
+import io
 import json
 import os
 import re
@@ -12,7 +17,10 @@ import tempfile
 import threading
 import time
 
+import cv2
 import drawn_videos
+import matplotlib as mpl
+import numpy as np
 import pytest
 from PIL import Image
 from stand_in import StandIn, predict
@@ -21,12 +29,14 @@ import fdftnet_jax
 from fdftnet_jax import cli
 from fdftnet_jax.data import toy
 from fdftnet_jax.errors import UserError
+from fdftnet_jax.prediction import explain, video
 from fdftnet_jax.prediction.run import NOTHING_JUDGED
 from fdftnet_jax.serving import guard, run
 
 REASON = "needs fdftnet_jax[serve] and httpx"
 httpx = pytest.importorskip("httpx", reason=REASON)
 served_by = pytest.importorskip("served", reason=REASON)
+serving_load = pytest.importorskip("serving_load", reason=REASON)
 corrections = pytest.importorskip("fdftnet_jax.serving.corrections", reason=REASON)
 uploads = pytest.importorskip("fdftnet_jax.serving.uploads", reason=REASON)
 serving, TOKEN = served_by.serving, served_by.TOKEN
@@ -149,6 +159,36 @@ def test_many_at_once_have_the_scores_that_each_has_alone(served, folder):
     ]
 
 
+def test_a_load_of_pictures_of_all_sizes(served, detector, tmp_path, monkeypatch):
+    paths = serving_load.write_pictures(tmp_path, 12, 300_000)
+    monkeypatch.setattr(fdftnet_jax, "load", lambda path, program: detector)
+    predict(*paths, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["results"]
+    expected = {os.path.basename(row["path"]): row for row in rows}
+    assert {row["verdict"] for row in rows} >= {"fake", "undecided"}
+    serving_load.load(served.address, paths, expected, 36, clients=8)
+    assert served.uploads == []
+
+
+def test_damaged_files_have_verdicts(served):
+    counts = serving_load.post_mutants(served.address, 270)
+    assert counts["unexpected"] == 0 and counts["undecided"] > 100
+
+
+@pytest.mark.slow
+def test_a_server_that_is_left_and_stopped_loses_nothing(tmp_path):
+    paths = serving_load.write_pictures(tmp_path, 12, 2_000_000)
+    expected = serving_load.expected_rows(paths)
+    with serving_load.process() as server:
+        serving_load.hang_up(server, paths[-1].read_bytes(), 6)
+
+        def restart():
+            server.stop()
+            server.start()
+
+        serving_load.load(server.address, paths, expected, 36, meanwhile=restart)
+
+
 def test_folders_below_the_root_are_read_as_predict_reads_them(served):
     answer = served.client.post("/v1/predict", json={"paths": ["below"]}).json()
     first, second = answer["results"]
@@ -157,6 +197,162 @@ def test_folders_below_the_root_are_read_as_predict_reads_them(served):
     assert "outside" in second["reason"]
     missing = served.client.post("/v1/predict", json={"paths": ["none.png"]}).json()
     assert missing["results"][0]["reason"] == "No such file or directory"
+
+
+def closer(served, name, data):
+    return served.client.post("/v1/explain", files={"file": (name, data)})
+
+
+def pixels_of(data_uri):
+    kind, data = data_uri.split(",")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), kind
+
+
+def test_a_picture_is_shown_as_the_network_saw_it(served, detector):
+    large = Image.fromarray(toy.real_image(7, 1)).resize((200, 150))
+    exif = Image.Exif()
+    exif[0x013B] = "an artist"
+    exif.get_ifd(0x8825)[1] = "N"
+    file = io.BytesIO()
+    large.save(file, "JPEG", quality=80, subsampling="4:2:2", exif=exif)
+    found = closer(served, "a.jpg", file.getvalue()).json()
+    assert found["sha256"] == hashlib.sha256(file.getvalue()).hexdigest()
+    assert found["facts"] == {
+        "format": "JPEG",
+        "size": "200 x 150 pixels",
+        "compression": "JPEG, quality about 80, colours 4:2:2",
+        "bytes": f"{len(file.getvalue()):,}",
+    }
+    (face,) = found["faces"]
+    view, kind = pixels_of(face["view"])
+    assert kind == "data:image/png;base64"
+    decoded = np.asarray(Image.open(file).convert("RGB"))
+    np.testing.assert_array_equal(view, detector.preprocessing(decoded))
+    titles = [found["title"] for found in face["maps"]]
+    assert titles == ["FTT attention", "Grad-CAM, MBblock"]
+    rows, _ = explain.panels(detector, view)
+    for each, panel in zip(face["maps"], rows[0][1:], strict=True):
+        colours, _ = pixels_of(each["picture"])
+        expected = mpl.colormaps["inferno"](
+            cv2.resize(panel.heat / panel.bright, (256, 256)), bytes=True
+        )[..., :3]
+        assert np.abs(colours.astype(int) - expected).mean() < 3
+    assert served.uploads == []
+
+
+def test_of_several_windows_the_most_fake_one_is_shown(folder):
+    detector = fdftnet_jax.load("toy")
+    detector.preprocessing = dataclasses.replace(
+        detector.preprocessing, view="crops", grid=2
+    )
+    image = toy.real_image(7, 2)
+    image = np.concatenate([image, toy.fake_image(toy.FAMILIES[0], 7, 1)], axis=1)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    with serving(detector) as served:
+        (face,) = closer(served, "a.png", file.getvalue()).json()["faces"]
+    view, _ = pixels_of(face["view"])
+    windows = detector.preprocessing(image)
+    most = int(np.argmax([detector.logits(window[None])[0] for window in windows]))
+    np.testing.assert_array_equal(view, windows[most])
+    assert face["note"].startswith(f"seen: window {most + 1} of {len(windows)}")
+
+
+def test_a_video_is_read_once_and_has_a_timeline(served, folder, monkeypatch):
+    data = (folder / "video.mp4").read_bytes()
+    post(served, ("a.mp4", data))
+    monkeypatch.setattr(video, "score_video", None)
+    found = closer(served, "b.mp4", data).json()
+    kind, svg = found["timeline"].split(",")
+    assert kind == "data:image/svg+xml;base64"
+    svg = base64.b64decode(svg).decode()
+    assert "P(fake)" in svg and "whole frames: " in svg
+    assert found["facts"] == {
+        "format": "QuickTime / MOV",
+        "size": "64 x 48 pixels",
+        "compression": "h264",
+        "length": "4.0 s, about 40 frames, 10 a second",
+        "bytes": f"{len(data):,}",
+    }
+    assert found["faces"] == []
+    ((number, seconds),) = [moment.values() for moment in found["moments"]]
+    assert number == 0 and seconds in (0, 1, 2, 3)
+
+
+def test_a_video_that_nobody_remembers_is_read_again(detector, folder):
+    with serving(detector) as served:
+        data = (folder / "video.mp4").read_bytes()
+        assert closer(served, "b.mp4", data).json()["timeline"]
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "empty.png", "small.png", "cut.mp4"])
+def test_what_could_not_be_judged_has_facts_at_most(served, folder, name):
+    data = (folder / name).read_bytes()
+    found = closer(served, name, data).json()
+    assert found["faces"] == [] and found["timeline"] == ""
+    assert found["facts"]["bytes"] == f"{len(data):,}"
+    report = served.client.post("/v1/report", files={"file": (name, data)})
+    assert "Undecided" in report.text
+
+
+def test_a_program_alone_has_no_maps(picture, monkeypatch):
+    detector = fdftnet_jax.load("toy")
+
+    def model():
+        raise UserError("the network cannot be rebuilt")
+
+    explain._model.cache_clear()
+    monkeypatch.setattr(detector, "model", model)
+    with serving(detector) as served:
+        found = closer(served, *picture).json()
+    assert found["faces"][0]["maps"] == [] and "no maps" in found["note"]
+
+
+def test_a_report_says_what_was_judged_by_what(served, detector):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x013B] = "an artist"
+    Image.fromarray(toy.fake_image(toy.FAMILIES[0], 7, 1)).save(file, "PNG", exif=exif)
+    name = "<img src=x>.png"
+    answer = served.client.post("/v1/report", files={"file": (name, file.getvalue())})
+    (row,) = post(served, ("a.png", file.getvalue())).json()["results"]
+    text = html.unescape(answer.text)
+    assert answer.headers["content-disposition"].startswith("attachment")
+    for part in (
+        *("Fake", hashlib.sha256(file.getvalue()).hexdigest(), detector.digest, name),
+        *(f"{row['score']:.4f}", f"calibrated P(fake) {row['probability']:.4f}"),
+        *("fake from P(fake) 0.7672 on", "50 of 100 are fake to begin with"),
+        *("toy detector", "is no proof", "64 x 64 pixels", "as the network saw it"),
+        time.strftime("%Y-%m-%d"),
+    ):
+        assert part in text, part
+    assert "an artist" not in text
+    assert name not in answer.text
+    assert set(re.findall(r'(?:src|href)="([a-z]+:)', answer.text)) == {"data:"}
+    assert "default-src 'none'" in answer.text
+
+
+def test_how_far_a_video_is(folder):
+    detector = Waiting()
+    with serving(detector) as served:
+
+        def progress(ticket):
+            return served.client.get("/v1/progress", params={"ticket": ticket}).json()
+
+        detector.go.clear()
+        sent = ("a.mp4", (folder / "video.mp4").read_bytes())
+        thread = threading.Thread(
+            target=post, args=(served, sent), kwargs={"params": {"ticket": "mine"}}
+        )
+        thread.start()
+        detector.begun.wait(20)
+        # Of 40 frames, the last that is looked at is that of number 30.
+        assert progress("mine") == {"frame": 31, "total": 40}
+        nothing = {"frame": 0, "total": 0}
+        assert progress("other") == progress("") == nothing
+        detector.go.set()
+        thread.join()
+        assert progress("mine") == nothing
 
 
 @pytest.mark.parametrize(
@@ -489,16 +685,17 @@ def test_corrections(detector, folder, tmp_path):
 
         answer = correct("real").json()
         assert re.fullmatch(r"real/a_b-[0-9a-f]{12}\.png", answer["path"])
-        assert answer["corrections"] == 1
+        assert answer["kept"] == {"real": 1, "fake": 0}
         assert (tmp_path / "wrong ones" / answer["path"]).read_bytes() == data
         # Who says otherwise later is believed; the same again changes nothing.
         moved = [correct("fake").json() for _ in range(2)][1]
-        assert moved == {"path": answer["path"].replace("real", "fake", 1)} | {
-            "corrections": 1
+        assert moved == {
+            "path": answer["path"].replace("real", "fake", 1),
+            "kept": {"real": 0, "fake": 1},
         }
         # The suffix says what it is.
         assert correct("fake", ("image", data)).json()["path"].endswith(".png")
-        assert correct("", ("image", data)).json() == {"path": "", "corrections": 1}
+        assert correct("", ("image", data)).json()["kept"] == {"real": 0, "fake": 1}
         assert correct("fake", ("a.png", b"text")).status_code == 400
         assert correct("../x").status_code == correct("none").status_code == 400
         assert served.uploads == []

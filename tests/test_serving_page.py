@@ -4,9 +4,9 @@ import base64
 import csv
 import io
 import json
+import re
 import threading
 
-import browser
 import drawn_videos
 import numpy as np
 import pytest
@@ -24,10 +24,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason=REASON)
 served_by = pytest.importorskip("served", reason=REASON)
 corrections = pytest.importorskip("fdftnet_jax.serving.corrections", reason=REASON)
 
-pytestmark = pytest.mark.skipif(
-    browser.find() is None,
-    reason="no Chromium: apt-get install chromium (.ci/run does)",
-)
 # Puts files on the page as a drag from the desktop does.
 DROP = """([name, type, data]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -40,16 +36,6 @@ DROP = """([name, type, data]) => {
 }"""
 ODD = '=one, "colour".png'
 NARROW = {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as found:
-        opened = found.chromium.launch(
-            executable_path=browser.find(), args=["--no-sandbox"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +69,11 @@ def page(chromium, served):
 class opened:  # noqa: N801
     """A page whose console said nothing, and that loaded nothing from elsewhere."""
 
-    def __init__(self, chromium, served, **options):
+    def __init__(self, chromium, served, *, silent=True, **options):
         self._context = chromium.new_context(accept_downloads=True, **options)
         self._page = self._context.new_page()
         self._served = served
+        self._silent = silent
         self._said, self._asked = [], []
 
     def __enter__(self):
@@ -100,7 +87,7 @@ class opened:  # noqa: N801
     def __exit__(self, kind, error, _):
         self._context.close()
         if kind is None:
-            assert self._said == []
+            assert self._said == [] or not self._silent
             own = (self._served.address, "blob:", "data:")
             assert [url for url in self._asked if not url.startswith(own)] == []
 
@@ -214,10 +201,124 @@ def test_a_wrong_verdict_is_kept_and_taken_back(page, folder, served):
     page.get_by_role("button", name="This is wrong: it is real").click()
     playwright.expect(cards.filter(has_text="fake.png")).to_contain_text("Kept as real")
     playwright.expect(page.locator("#teach")).to_contain_text("fdftnet adapt --correct")
-    assert kept.count() == 1
+    assert kept.count() == {"real": 1, "fake": 0}
     page.get_by_role("button", name="Undo").click()
     playwright.expect(page.locator("#teach")).to_be_hidden()
-    assert kept.count() == 0
+    assert kept.count() == {"real": 0, "fake": 0}
+
+
+def test_right_verdicts_are_kept_beside_wrong_ones(page, folder, served):
+    choose(page, folder / "fake.png", folder / "real.png")
+    cards = judged(page, 2)
+    cards.filter(has_text="fake.png").get_by_text("This is wrong").click()
+    playwright.expect(page.locator("#one-sided")).to_contain_text(
+        "Keep some pictures of the same kind that are fake"
+    )
+    page.get_by_role("button", name="Undo").click()
+    cards.filter(has_text="fake.png").get_by_text("This is right").click()
+    playwright.expect(page.locator("#one-sided")).to_contain_text("that are real")
+    cards.filter(has_text="real.png").get_by_text("This is right").click()
+    playwright.expect(page.locator("#one-sided")).to_be_hidden()
+    playwright.expect(page.locator("#teach")).to_contain_text("1 real and 1 fake")
+    assert served.server.corrections.count() == {"real": 1, "fake": 1}
+    for undo in page.get_by_role("button", name="Undo").all()[::-1]:
+        undo.click()
+    playwright.expect(page.locator("#teach")).to_be_hidden()
+
+
+def opened_card(page):
+    """The card, opened, once it is there."""
+    page.get_by_text("Look closer").click()
+    playwright.expect(page.locator(".inside dl")).to_be_visible()
+    return page.locator(".card")
+
+
+def test_an_opened_card_shows_what_the_network_saw(page, folder, detector):
+    choose(page, folder / "fake.png")
+    judged(page, 1)
+    card = opened_card(page)
+    playwright.expect(card.locator(".inside")).to_contain_text("64 x 64 pixels")
+    playwright.expect(card.locator(".heat")).to_have_count(2)
+    # As large as the view that it lies over.
+    for heat in card.locator(".heat").all():
+        below = heat.locator("xpath=preceding-sibling::img")
+        assert heat.bounding_box() == below.bounding_box()
+        assert float(heat.evaluate("e => getComputedStyle(e).opacity")) == 0.6
+    strength = card.get_by_label("Strength of the maps")
+    strength.focus()
+    page.keyboard.press("End")
+    opacity = "e => getComputedStyle(e).opacity"
+    assert card.locator(".heat").first.evaluate(opacity) == "1"
+    page.keyboard.press("Home")
+    assert card.locator(".heat").last.evaluate(opacity) == "0"
+    playwright.expect(card).to_contain_text("Fake is no proof")
+
+
+def test_a_report_is_saved_and_fits_one_sheet(page, folder, chromium, tmp_path):
+    choose(page, folder / "fake.png")
+    said = judged(page, 1).locator(".sentence").inner_text()
+    opened_card(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save a report").click()
+    assert download.value.suggested_filename == "fake-report.html"
+    path = tmp_path / "report.html"
+    download.value.save_as(path)
+    context = chromium.new_context(viewport=NARROW)
+    report, told = context.new_page(), []
+    report.on("console", lambda message: told.append(message.text))
+    report.goto(path.as_uri())
+    assert told == []
+    assert report.evaluate("document.documentElement.scrollWidth") <= 360
+    assert report.locator("header").get_by_text(said).is_visible()
+    report.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
+    sheets = re.findall(rb"/Type /Page\b", report.pdf(format="A4"))
+    context.close()
+    assert len(sheets) == 1
+
+
+def test_a_video_has_a_timeline_that_leads_to_its_frames(page, folder):
+    choose(page, folder / "video.mp4")
+    judged(page, 1)
+    card = opened_card(page)
+    playwright.expect(card.locator(".timeline")).to_be_visible()
+    page.wait_for_function("document.querySelector('.timeline').naturalWidth > 0")
+    jump = card.get_by_role("button", name="Show the most fake frame")
+    (seconds,) = re.findall(r"at (\d\.\d) s", jump.inner_text())
+    jump.click()
+    time = page.evaluate("document.querySelector('video').currentTime")
+    assert time == pytest.approx(float(seconds), abs=0.05)
+
+
+def test_a_file_that_is_gone_cannot_be_shown_closer(chromium, served, folder, tmp_path):
+    gone = tmp_path / "gone.png"
+    gone.write_bytes((folder / "fake.png").read_bytes())
+    # (The browser complains of the file, too.)
+    with opened(chromium, served, silent=False) as page:
+        choose(page, gone)
+        judged(page, 1)
+        gone.unlink()
+        page.get_by_text("Look closer").click()
+        inside = page.locator(".inside")
+        playwright.expect(inside).to_contain_text("has been moved or changed")
+        playwright.expect(inside.get_by_role("button")).to_have_text("Try again")
+
+
+def test_how_far_a_video_is(page, folder, detector, monkeypatch):
+    go, compute = threading.Event(), detector.logits
+
+    def slow(views):
+        assert go.wait(20)
+        return compute(views)
+
+    monkeypatch.setattr(detector, "logits", slow)
+    data = drawn_videos.encode(folder / "long.mp4", drawn_videos.textured(50))
+    choose(page, data)
+    playwright.expect(page.locator("#working")).to_contain_text(
+        "long.mp4, frame 41 of about 50"
+    )
+    go.set()
+    judged(page, 1)
+    data.unlink()
 
 
 def test_by_keyboard_alone(page, folder, served):
@@ -248,7 +349,7 @@ def test_by_keyboard_alone(page, folder, served):
             playwright.expect(
                 page.get_by_role("button", name="This is wrong: it is real")
             ).to_be_focused()
-            assert served.server.corrections.count() == 0
+            assert sum(served.server.corrections.count().values()) == 0
     assert {"sort", "csv", "json", "clear"} <= set(visited)
     assert "This is wrong: it is fake" in visited
 
@@ -286,7 +387,7 @@ def test_on_a_telephone_nothing_is_cut_off(chromium, served, folder, dark):
             ],
         )
         judged(page, 2)
-        page.locator("summary").click()
+        page.get_by_text("All about this detector").click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
         shot = Image.open(io.BytesIO(page.screenshot())).convert("L")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, TiffImagePlugin
 
 from fdftnet_jax.data import colours, odd_files
 from fdftnet_jax.errors import UserError
@@ -133,6 +133,7 @@ class Picture(NamedTuple):
     format: str  # A value of `SUFFIXES`.
     luminance: tuple[int, ...] | None = None  # A JPEG's 64 steps of quantisation.
     notes: tuple[str, ...] = ()  # What is odd about the file.
+    subsampling: str = ""  # Of a JPEG's colours, such as '4:2:0'; '' if not known.
 
     @property
     def quality(self) -> int | None:
@@ -295,7 +296,11 @@ def _read(data: bytes, decoding: str) -> Picture:
         with _large_lock if number > _LARGE else contextlib.nullcontext():
             decode = _decode_jpeg if _is_plain_jpeg(image) else _decode_any
             pixels, more = decode(image, data, decoding, profile)
-        return Picture(pixels, format_name, luminance, (*notes, *more))
+        # (Pillow has a number for those that it knows, -1 for others.)
+        in_colour = tables and getattr(image, "layers", 0) == 3
+        sampling = JpegImagePlugin.get_sampling(image) if in_colour else -1
+        subsampling = ("4:4:4", "4:2:2", "4:2:0", "")[sampling]
+        return Picture(pixels, format_name, luminance, (*notes, *more), subsampling)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:

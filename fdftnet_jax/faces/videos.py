@@ -66,6 +66,8 @@ class Frame(NamedTuple):
     pixels: np.ndarray | None  # [height, width, 3] uint8 RGB; None with a problem.
     problem: str = ""  # DAMAGED, CUT_SHORT or '' for none.
     note: str = ""  # What was done to its colours.
+    # Frames of the video, roughly; 0 where all are read and nobody has counted.
+    total: int = 0
 
 
 def read(
@@ -102,7 +104,7 @@ def read(
         last = None
         try:
             for last in frames:
-                yield last
+                yield last._replace(total=count)
         except video.error as error:
             # (A damaged file can end in the middle.)
             if last is None:
@@ -112,6 +114,33 @@ def read(
             raise VideoError(video.name, "no frame can be decoded")
         if video.ends_early():
             yield Frame(video.frames, video.seconds, None, CUT_SHORT)
+
+
+class Header(NamedTuple):
+    """What a video file says of itself."""
+
+    container: str  # Such as 'QuickTime / MOV'.
+    codec: str  # Such as 'h264'.
+    width: int  # Of a frame as it is stored, in pixels.
+    height: int
+    seconds: float  # 0 where it is not known.
+    rate: float  # Frames a second.
+    frames: int  # Roughly.
+
+
+def header(path: str | os.PathLike[str]) -> Header:
+    """Reads what a video file says of itself; raises VideoError as `read` does."""
+    video = _Video(path)
+    with contextlib.closing(video.container):
+        return Header(
+            video.container.format.long_name,
+            video.codec.name,
+            video.codec.width,
+            video.codec.height,
+            video._stated(),
+            float(video.rate),
+            video.count(),
+        )
 
 
 def spread(count: int, every: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -27,9 +27,9 @@ _SIDE = 256
 _COLUMNS = 3
 _MAP = "inferno"
 # Share of a map in the colours of its panel, over the grey face.
-_SHARE = 0.6
-_ATTENTION = "Attention: 1x is even, dark is 0."
-_CAM = "Grad-CAM: what adds to the log odds of fake, dark is 0."
+SHARE = 0.6
+ATTENTION = "Attention: 1x is even, dark is 0."
+CAM = "Grad-CAM: what adds to the log odds of fake, dark is 0."
 # Of an attention, against even attention, at least.
 _BRIGHT = 2.0
 # In inches: a panel with its margin, what is above and below it, and a line of text.
@@ -83,7 +83,7 @@ def draw(
     shown, left_out = panels(detector, view, what)
     caption = [*_caption(name, row, detector, threshold, lower), note, left_out]
     count = sum(map(len, shown))
-    caption += [_ATTENTION] * (count > 2) + [_CAM] * (count > 1)
+    caption += [ATTENTION] * (count > 2) + [CAM] * (count > 1)
     with mpl.rc_context(plots.STYLE):
         plots.save(_figure(face, shown, caption), path)
 
@@ -156,15 +156,36 @@ def _shown_and_scored(
     image: np.ndarray, detector: Any
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The face as it is shown and as the network sees it, and a note."""
-    views = dataclasses.replace(detector.preprocessing, mirror=False)(image)
+    view, note = scored_view(image, detector.preprocessing, detector.logits)
+    if note:
+        return view, view, note
+    larger = dataclasses.replace(detector.preprocessing, size=_SIDE, mirror=False)
+    return larger(image), view, ""
+
+
+def scored_view(
+    image: np.ndarray,
+    preprocessing: preprocess.Preprocessing,
+    logits: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, str]:
+    """Makes the view that is scored; of several windows, the most fake-looking one.
+
+    Args:
+      image: [h, w, 3] uint8, the crop of a face, or the whole picture.
+      preprocessing: of the detector.
+      logits: [b, size, size, 3] uint8 -> [b], log odds of fake.
+
+    Returns:
+      [size, size, 3] uint8, and which window it is: '' where there are none.
+    """
+    views = dataclasses.replace(preprocessing, mirror=False)(image)
     if views.ndim == 3:
-        larger = dataclasses.replace(detector.preprocessing, size=_SIDE)
-        return larger(image), views, ""
+        return views, ""
     if len(views) == 1:
-        return views[0], views[0], "seen: the window in the middle"
-    most = int(np.argmax(detector.logits(views)))
+        return views[0], "seen: the window in the middle"
+    most = int(np.argmax(logits(views)))
     note = f"seen: window {most + 1} of {len(views)}, which looks most fake"
-    return views[most], views[most], note
+    return views[most], note
 
 
 def _caption(
@@ -207,7 +228,6 @@ def _figure(face: np.ndarray, shown: list[list[Panel]], caption: list[str]) -> F
     text_height = 0.3 + _LINE * len(lines) + 0.08
     height = len(shown) * row_height + text_height
     figure = Figure(figsize=(width, height))
-    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE)), cv2.COLOR_RGB2GRAY)
     side = _PANEL - 0.08
     for y, row in enumerate(shown):
         for x, panel in enumerate(row):
@@ -216,7 +236,9 @@ def _figure(face: np.ndarray, shown: list[list[Panel]], caption: list[str]) -> F
             axes = figure.add_axes(
                 (left / width, (top - side) / height, side / width, side / height)
             )
-            pixels = face if panel.heat is None else _overlaid(grey, panel)
+            pixels = face
+            if panel.heat is not None:
+                pixels = overlaid(face, coloured(panel))
             axes.imshow(pixels, aspect="auto", interpolation="none")
             axes.set_axis_off()
             axes.set_title(panel.title, fontsize=8, pad=3)
@@ -239,10 +261,23 @@ def _figure(face: np.ndarray, shown: list[list[Panel]], caption: list[str]) -> F
     return figure
 
 
-def _overlaid(grey: np.ndarray, panel: Panel) -> np.ndarray:
-    """Draws a map in colours over a grey face [_SIDE, _SIDE]: [..., 3] uint8."""
+def overlaid(face: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Draws the colours of a map over a face, which becomes grey.
+
+    Args:
+      face: [h, w, 3] uint8.
+      colours: [side, side, 3] uint8, see `coloured`.
+
+    Returns:
+      [side, side, 3] uint8.
+    """
+    grey = cv2.cvtColor(cv2.resize(face, (_SIDE, _SIDE)), cv2.COLOR_RGB2GRAY)
+    mixed = SHARE * colours + (1 - SHARE) * grey[..., None]
+    return np.rint(mixed).astype(np.uint8)
+
+
+def coloured(panel: Panel) -> np.ndarray:
+    """The colours of a panel's map, which must be there: [side, side, 3] uint8."""
     assert panel.heat is not None
     share = _enlarged(panel.heat) / panel.bright
-    colours = mpl.colormaps[_MAP](share)[..., :3] * 255
-    mixed = _SHARE * colours + (1 - _SHARE) * grey[..., None]
-    return np.rint(mixed).astype(np.uint8)
+    return mpl.colormaps[_MAP](share, bytes=True)[..., :3]

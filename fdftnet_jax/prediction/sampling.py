@@ -33,6 +33,7 @@ class Sample(NamedTuple):
     views: np.ndarray | None  # None where there is no face.
     reason: str = ""  # Why there is none; '' where there is one.
     note: str = ""  # What was done to its colours.
+    total: int = 0  # Frames of the video, roughly; 0 where that is not known.
 
 
 class Stopped(NamedTuple):
@@ -93,7 +94,11 @@ def samples(task: Task) -> Iterator[Sample | Stopped]:
                 end = f"after {read} ({frame.seconds:.1f} s)"
                 yield Stopped(f"{videos.CUT_SHORT}: {end}")
             elif frame.pixels is None:
-                yield Sample(frame.number, frame.seconds, [], None, frame.problem)
+                yield Sample(
+                    *(frame.number, frame.seconds, [], None),
+                    reason=frame.problem,
+                    total=frame.total,
+                )
             else:
                 yield _sample(frame, frame.pixels, task)
     except videos.VideoError as error:
@@ -113,4 +118,9 @@ def _sample(frame: videos.Frame, pixels: np.ndarray, task: Task) -> Sample:
     views = [task.preprocessing(crop) for crop in crops]
     size = task.preprocessing.size
     stacked = np.stack(views).reshape(len(views), -1, size, size, 3) if views else None
-    return Sample(frame.number, frame.seconds, boxes, stacked, reason, frame.note)
+    return Sample(
+        *(frame.number, frame.seconds, boxes, stacked),
+        reason=reason,
+        note=frame.note,
+        total=frame.total,
+    )

@@ -100,6 +100,7 @@ class Scorer:
         *,
         batch: int = video.BATCH,
         score: Callable[[np.ndarray], np.ndarray] | None = None,
+        progress: Callable[[int, int], None] = lambda frame, total: None,
     ) -> stream.Reader:
         """Makes what reads a file in any thread, and scores those that are videos.
 
@@ -108,6 +109,7 @@ class Scorer:
           batch: the views of a video that are scored at a time; there are as many
             always, since each number is compiled.
           score: see `logits`, which it stands in for.
+          progress: of a video, see `video.score_video`.
         """
         rules = self._rules
 
@@ -118,6 +120,7 @@ class Scorer:
                 rules=rules,
                 score=lambda views: stream.full(views, batch, score or self.logits),
                 stop=stop,
+                progress=progress,
             )
 
         return stream.Reader(

@@ -50,7 +50,7 @@ class Crops(NamedTuple):
     crops: list[np.ndarray]  # [h, w, 3] uint8 of its faces, or itself.
     boxes: Sequence[Box | None]  # Where they are in it; None for all of it.
     reason: str  # Why there are none; '' where there are some.
-    notes: tuple[str, ...]  # What is odd about the file.
+    picture: images.Picture  # All of it.
 
 
 class Reader:
@@ -126,12 +126,12 @@ class Reader:
         picture = images.read(path, self._preprocessing.decoding)
         pixels = picture.pixels
         if reason := images.nothing_to_judge(pixels):
-            return Crops([], [], reason, picture.notes)
+            return Crops([], [], reason, picture)
         if self._find is None:
-            return Crops([pixels], [None], "", picture.notes)
+            return Crops([pixels], [None], "", picture)
         cut, reason = self._find(pixels)
         crops, boxes = [face.crop for face in cut], [face.box for face in cut]
-        return Crops(crops, boxes, reason, picture.notes)
+        return Crops(crops, boxes, reason, picture)
 
     def _picture(self, item: Item) -> Content:
         seen = self.picture(item.path)
@@ -139,8 +139,8 @@ class Reader:
             return Content(item, inputs.IMAGE, reason=seen.reason)
         views = [self._preprocessing(crop) for crop in seen.crops]
         stacked = np.stack([v if v.ndim == 4 else v[None] for v in views])
-        boxes = tuple(seen.boxes)
-        return Content(item, inputs.IMAGE, stacked, boxes, notes=seen.notes)
+        boxes, notes = tuple(seen.boxes), seen.picture.notes
+        return Content(item, inputs.IMAGE, stacked, boxes, notes=notes)
 
 
 def in_order(

@@ -39,6 +39,7 @@ def draw(
     lower: float | None = None,
     probability: Callable[[np.ndarray], np.ndarray | None] = lambda logits: None,
     name: str = "",
+    first: int = 0,
 ) -> None:
     """Draws P(fake) of each sampled frame, a line for each face, and the thresholds.
 
@@ -53,6 +54,7 @@ def draw(
       probability: log odds -> calibrated P(fake); where it gives None, P(fake) is the
         raw score. The thresholds are about the same.
       name: of the video, the title.
+      first: the number that the first face has.
 
     Raises:
       UserError: another suffix, or the disk refuses.
@@ -69,7 +71,7 @@ def draw(
     order = sorted(
         range(len(pooled)), key=lambda i: (not result.counts(i), -pooled[i], i)
     )
-    labels = [_label(result, i, fake) for i in order]
+    labels = [_label(result, i, fake, first) for i in order]
     with mpl.rc_context(plots.STYLE):
         rows = min(len(order), _COLOURED + 1) + 1
         figure = Figure(figsize=(4.2, 2.8 + 0.2 * rows), layout="constrained")
@@ -108,14 +110,17 @@ def draw(
 
 
 def _label(
-    result: VideoResult, number: int, fake: Callable[[np.ndarray], np.ndarray]
+    result: VideoResult,
+    number: int,
+    fake: Callable[[np.ndarray], np.ndarray],
+    first: int,
 ) -> str:
     """A face, its pooled P(fake), and the frames that it is of."""
     track = result.tracks[number]
     pooled = float(fake(np.array([track.logit]))[0])
     frames = describe_frames(track.logits.size, track.deviation)
     few = "" if result.counts(number) else ", too few"
-    what = f"face {number}" if result.faces else "whole frames"
+    what = f"face {number + first}" if result.faces else "whole frames"
     return f"{what}: {pooled:.2f}, {frames}{few}"
 
 

@@ -29,6 +29,8 @@ from fdftnet_jax.prediction.faces import Box
 
 # Sampled frames in which a face must be seen to decide on its own.
 LEAST_FRAMES = 3
+# How the note of a video begins that was not read to its end.
+IN_PART = "read in part"
 NOT_FINITE = "the detector gave no number"
 EVERY, MAX_FRAMES, SECONDS = 10, 300, 600.0
 # Views that the network scores at a time; a power of two, see `Detector.logits`.
@@ -112,6 +114,7 @@ def score_video(
     seconds: float = SECONDS,
     stop: threading.Event | None = None,
     reader: sampling.Reader = sampling.read,
+    progress: Callable[[int, int], None] = lambda frame, total: None,
 ) -> VideoResult:
     """Scores a video; one that cannot be read has no score, and a reason.
 
@@ -132,6 +135,8 @@ def score_video(
       stop: once it is set, reading ends, within a moment; the video is scored as far
         as it was read.
       reader: stands in for the process.
+      progress: is told the number of frames that lie behind the reader, and that of all
+        frames, roughly, 0 where it is not known.
 
     Raises:
       UserError: the face detector's packages are missing.
@@ -147,6 +152,7 @@ def score_video(
             stopped = sample.reason
             continue
         times.append(sample.seconds)
+        progress(sample.number + 1, sample.total)
         if sample.views is None:
             rejected[re.split(r" \(|: ", sample.reason)[0]] += 1
         elif sample.note:
@@ -200,7 +206,7 @@ def _notes(
     frames, damaged = len(times), rejected[sampling.DAMAGED]
     without = rejected.total() - damaged
     if stopped:
-        yield f"read in part: {stopped}"
+        yield f"{IN_PART}: {stopped}"
     if damaged:
         yield f"damaged: {damaged} of {counted(frames, 'sampled frame')}"
     if without > frames / 2:

@@ -182,7 +182,12 @@ class Section:
 
 
 def render(
-    title: str, opening: Sequence[Part], sections: Sequence[Section], foot: str = ""
+    title: str,
+    opening: Sequence[Part],
+    sections: Sequence[Section],
+    foot: str = "",
+    *,
+    one_sheet: bool = False,
 ) -> str:
     """Renders a page as text.
 
@@ -191,10 +196,14 @@ def render(
       opening: what stands before the list of contents: the first screen.
       sections: in their order.
       foot: a last line.
+      one_sheet: whether it is short, and meant for one sheet of paper: it has no list
+        of contents then.
     """
     template = _environment().get_template("page.html")
     shown = [section for section in sections if section.parts]
-    return template.render(title=title, opening=opening, sections=shown, foot=foot)
+    return template.render(
+        title=title, opening=opening, sections=shown, foot=foot, one_sheet=one_sheet
+    )
 
 
 def write(path: str | os.PathLike[str], text: str) -> Path:

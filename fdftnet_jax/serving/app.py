@@ -2,6 +2,9 @@
 
     GET  /                  the page
     POST /v1/predict        files, or paths below --root: what `predict --json` writes
+    POST /v1/explain        a file: what the network saw of it, and what file it is
+    POST /v1/report         a file: all of that on a page to print
+    GET  /v1/progress       how far the reading of a video is
     POST /v1/corrections    a file and its right label, with --corrections
     GET  /v1/detector       the detector's card
     GET  /openapi.json      all of this for programs
@@ -18,7 +21,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,7 +43,8 @@ from fdftnet_jax.prediction import inputs, writers
 from fdftnet_jax.prediction.inputs import Item
 from fdftnet_jax.prediction.results import Row
 from fdftnet_jax.prediction.run import Tally
-from fdftnet_jax.serving import guard, openapi, page, uploads
+from fdftnet_jax.serving import case_report, guard, openapi, page, uploads
+from fdftnet_jax.serving.case import Case
 from fdftnet_jax.serving.corrections import Corrections
 from fdftnet_jax.serving.engine import Engine, FullError, Job
 from fdftnet_jax.serving.guard import Guard
@@ -54,9 +58,12 @@ _LOOK = 0.5
 _SWEEP = 60
 # Bytes of a request in JSON.
 _LONGEST_JSON = 2**20
+# Characters of a name that a client gives its request, to ask for its progress.
+_LONGEST_TICKET = 64
 # Addresses that need no token: they say nothing.
 _PROBES = ("/healthz", "/readyz")
 _OUTSIDE = "outside of the folder that this server may read"
+Result = TypeVar("Result")
 
 
 class _RefusedError(Exception):
@@ -78,6 +85,7 @@ class Server:
       detector: how the user named the detector, for the page's commands.
       root: the folder that paths of requests lie below; None refuses them.
       corrections: takes them; None where none are kept.
+      running: the work that clients may ask the progress of, by their tickets.
     """
 
     engine: Engine
@@ -86,6 +94,7 @@ class Server:
     detector: str
     root: str | None = None
     corrections: Corrections | None = None
+    running: dict[str, Sequence[Job[Any]]] = dataclasses.field(default_factory=dict)
 
     def app(self) -> ASGIApp:
         """Makes the application."""
@@ -93,6 +102,9 @@ class Server:
         routes = [
             Route("/", self.page),
             Route("/v1/predict", self.predict, methods=["POST"]),
+            Route("/v1/explain", self.explain, methods=["POST"]),
+            Route("/v1/report", self.report, methods=["POST"]),
+            Route("/v1/progress", self.progress),
             Route("/v1/detector", self.card),
             Route("/openapi.json", self.openapi),
             Route("/healthz", lambda _: PlainTextResponse("ok")),
@@ -155,21 +167,47 @@ class Server:
             found = [(upload.name, _item(upload.path)) for upload in form.files]
             return await self._judged(request, found, Tally())
 
+    async def explain(self, request: Request) -> Response:
+        """Shows a file closer: see `case`."""
+        async with self._form(request) as form:
+            found = await self._examined(request, form)
+            return JSONResponse(await asyncio.to_thread(case_report.as_json, found))
+
+    async def report(self, request: Request) -> Response:
+        """Makes the report of a file, a page that stands for itself."""
+        async with self._form(request) as form:
+            found = await self._examined(request, form)
+            name, engine = form.files[0].name, self.engine
+            text = await asyncio.to_thread(
+                case_report.render, found, name, engine.header, engine.detector.card
+            )
+            # (It is no page of this server: its style stands in it.)
+            headers = {"Content-Disposition": 'attachment; filename="report.html"'}
+            return HTMLResponse(text, headers=headers)
+
+    async def progress(self, request: Request) -> Response:
+        """Says how many frames of a video have been read; 0 before it begins."""
+        jobs = self.running.get(request.query_params.get("ticket", ""), [])
+        controls = [job.control for job in jobs if not job.result.done()]
+        begun = (control for control in controls if control.frame)
+        if control := next(begun, None):
+            return JSONResponse({"frame": control.frame, "total": control.total})
+        return JSONResponse({"frame": 0, "total": 0})
+
     async def correct(self, request: Request) -> Response:
         """Keeps a file under the label that a person gives it."""
         corrections = self.corrections
         assert corrections is not None
         async with self._form(request) as form:
-            if len(form.files) != 1:
-                raise _RefusedError(400, "expected one file")
+            upload = _only(form)
             label = form.fields.get("label", "none")
             try:
-                path = await asyncio.to_thread(corrections.keep, form.files[0], label)
+                path = await asyncio.to_thread(corrections.keep, upload, label)
             except WriteError as error:
                 raise _RefusedError(507, uploads.DISK_FULL) from error
             except UserError as error:
                 raise _RefusedError(400, str(error)) from error
-            return JSONResponse({"path": path, "corrections": corrections.count()})
+            return JSONResponse({"path": path, "kept": corrections.count()})
 
     async def card(self, _: Request) -> Response:
         """Gives the card, as `fdftnet show --json` prints it."""
@@ -238,18 +276,12 @@ class Server:
     async def _judged(
         self, request: Request, found: Sequence[tuple[str, Item]], tally: Tally
     ) -> Response:
-        """Judges files and answers; gives up where the client has gone."""
+        """Judges files and answers."""
         jobs = self.engine.submit([item for _, item in found])
-        try:
-            await self._wait(request, jobs)
-        finally:
-            # (What is judged is left alone. The files must not be deleted before.)
-            for job in jobs:
-                job.cancel()
-            await _finished(jobs)
+        judged = await self._results(request, jobs)
         rows: list[Row] = []
-        for (name, item), job in zip(found, jobs, strict=True):
-            own = [_renamed(row, item.path, name) for row in job.rows.result()]
+        for (name, item), (of_file, _) in zip(found, judged, strict=True):
+            own = [_renamed(row, item.path, name) for row in of_file]
             tally.add(own)
             rows += own
         summary = {**tally.summary(), "complete": True}
@@ -258,14 +290,38 @@ class Server:
             {**self.engine.header, "results": results, "summary": summary}
         )
 
-    async def _wait(self, request: Request, jobs: Sequence[Job]) -> None:
-        """Waits until files are judged; raises ClientDisconnect where nobody waits."""
-        waiting = {asyncio.wrap_future(job.rows) for job in jobs}
+    async def _examined(self, request: Request, form: uploads.Form) -> Case:
+        upload = _only(form)
+        job = self.engine.examine(_item(upload.path))
+        (found,) = await self._results(request, [job])
+        rows = [_renamed(row, upload.path, upload.name) for row in found.rows]
+        return dataclasses.replace(found, rows=rows)
+
+    async def _results(
+        self, request: Request, jobs: Sequence[Job[Result]]
+    ) -> list[Result]:
+        """Waits for work on files; gives it up where the client has gone."""
+        ticket = request.query_params.get("ticket", "")[:_LONGEST_TICKET]
+        if ticket:
+            self.running[ticket] = jobs
+        try:
+            await self._wait(request, jobs)
+        finally:
+            self.running.pop(ticket, None)
+            # (What is done is left alone. The files must not be deleted before.)
+            for job in jobs:
+                job.cancel()
+            await _finished(jobs)
+        return [job.result.result() for job in jobs]
+
+    async def _wait(self, request: Request, jobs: Sequence[Job[Any]]) -> None:
+        """Waits until work is done; raises ClientDisconnect where nobody waits."""
+        waiting = {asyncio.wrap_future(job.result) for job in jobs}
         while waiting:
             done, waiting = await asyncio.wait(waiting, timeout=_LOOK)
-            for rows in done:
+            for result in done:
                 # (What nobody looks at would be complained of.)
-                _ = rows.cancelled() or rows.exception()
+                _ = result.cancelled() or result.exception()
             if waiting and self.engine.stopping:
                 raise _RefusedError(503, "the server is stopping")
             if waiting and await request.is_disconnected():
@@ -319,9 +375,15 @@ class _Guarded:
         return answer
 
 
-async def _finished(jobs: Sequence[Job]) -> None:
+def _only(form: uploads.Form) -> uploads.Upload:
+    if len(form.files) != 1:
+        raise _RefusedError(400, "expected one file")
+    return form.files[0]
+
+
+async def _finished(jobs: Sequence[Job[Any]]) -> None:
     """Waits until nothing reads the files any more."""
-    while not all(job.rows.done() for job in jobs):
+    while not all(job.result.done() for job in jobs):
         await asyncio.sleep(0.05)
 
 

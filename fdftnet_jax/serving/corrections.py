@@ -1,4 +1,4 @@
-"""Keeps pictures that a person says were judged wrongly, for `fdftnet adapt`.
+"""Keeps pictures whose right label a person has said, for `fdftnet adapt`.
 
 DIR/real and DIR/fake hold copies of them, as `adapt --corrections DIR` reads them. A
 file is named after its content, too: the same picture is there once, under the last
@@ -41,7 +41,7 @@ class Corrections:
         """Copies a picture or video under its right label.
 
         Args:
-          upload: the file that was judged wrongly.
+          upload: the file that was judged.
           label: 'real' or 'fake'; '' takes back what was said of it.
 
         Returns:
@@ -64,13 +64,15 @@ class Corrections:
                 Path(self.folder, other, name).unlink(missing_ok=True)
         return f"{label}/{name}" if label else ""
 
-    def count(self) -> int:
-        """Number of pictures that are there."""
-        return sum(
-            not path.name.startswith(".")
+    def count(self) -> dict[str, int]:
+        """Number of pictures that are there: label -> count."""
+        return {
+            label: sum(
+                not path.name.startswith(".")
+                for path in Path(self.folder, label).iterdir()
+            )
             for label in splits.CLASSES
-            for path in Path(self.folder, label).iterdir()
-        )
+        }
 
     def command(self, detector: str) -> str:
         """The command that teaches a detector what is in the folder."""

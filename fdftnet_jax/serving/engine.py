@@ -11,43 +11,75 @@ import dataclasses
 import os
 import queue
 import threading
+from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 
 from fdftnet_jax.data import kinds
-from fdftnet_jax.prediction import results, scorer, stream
+from fdftnet_jax.prediction import results, scorer, stream, video
 from fdftnet_jax.prediction.inputs import Item
 from fdftnet_jax.prediction.results import Row
+from fdftnet_jax.prediction.video import VideoResult
+from fdftnet_jax.serving import case
+from fdftnet_jax.serving.case import Case
 
 # Views of a batch: a single picture must not wait for many that are not there.
 BATCH = 8
 # Files that may wait or be judged at a time.
 CAPACITY = 64
+# Videos whose scores are remembered, so that nobody waits for the same one twice.
+_REMEMBERED = 100
+Result = TypeVar("Result")
 
 
 class FullError(Exception):
     """So many files wait already that no more are taken."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A file that is judged.
+class Judged(NamedTuple):
+    """A file that has been judged."""
+
+    rows: list[Row]  # See `results`.
+    video: VideoResult | None  # What they were made of, where it is one.
+
+
+class Control:
+    """Says how far the reading of a video is, and ends it.
 
     Attributes:
-      rows: those of the file, once it is judged; see `results`.
-      stop: once it is set, the reading of a video ends.
+      stop: once it is set, the reading ends.
+      frame: frames that lie behind the reader.
+      total: frames of the video, roughly; 0 where that is not known.
     """
 
-    rows: futures.Future[list[Row]]
-    stop: threading.Event
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.frame, self.total = 0, 0
+
+    def progress(self, frame: int, total: int) -> None:
+        """Takes how far it is."""
+        self.frame, self.total = frame, total
+
+
+@dataclasses.dataclass(frozen=True)
+class Job(Generic[Result]):
+    """Work on a file.
+
+    Attributes:
+      result: of the work, once it is done.
+      control: of the reading of a video.
+    """
+
+    result: futures.Future[Result]
+    control: Control
 
     def cancel(self) -> None:
         """Gives the file up; one that is being read may still be for a moment."""
-        self.stop.set()
-        self.rows.cancel()
+        self.control.stop.set()
+        self.result.cancel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +96,7 @@ class Engine:
     Attributes:
       detector: a `Detector`.
       header: what the results depend on, see `scorer.header`.
+      judge: gives the verdicts.
       stopping: whether what is not judged yet is to be given up.
     """
 
@@ -89,14 +122,16 @@ class Engine:
         """
         self.detector = detector
         self.stopping = False
-        judge = results.Judge(detector)
+        self.judge = judge = results.Judge(detector)
         rules = scorer.face_rules(faces, detector)
         self.header = scorer.header(detector, judge, crop=rules is not None)
         self._scorer = scorer.Scorer(detector, judge, rules)
         self._capacity = capacity
         self._free = capacity
         self._lock = threading.Lock()
-        self._jobs: set[Job] = set()
+        self._jobs: set[Job[Any]] = set()
+        # By their digests, the oldest first.
+        self._remembered: dict[str, VideoResult] = {}
         preprocessing = detector.preprocessing
         size, number = preprocessing.size, preprocessing.number
         # A batch holds one picture at least.
@@ -112,6 +147,7 @@ class Engine:
             readers or os.cpu_count() or 1, "pictures"
         )
         self._videos = futures.ThreadPoolExecutor(1, "videos")
+        self._cases = futures.ThreadPoolExecutor(1, "cases")
 
     @property
     def ready(self) -> bool:
@@ -119,17 +155,23 @@ class Engine:
         alive = self._network.is_alive() and not self.stopping
         return alive and self._free > 0
 
-    def submit(self, items: list[Item]) -> list[Job]:
+    def submit(self, items: list[Item]) -> list[Job[Judged]]:
         """Begins to judge files: all of them, or none.
 
         Raises:
           FullError: too many wait already.
         """
-        with self._lock:
-            if len(items) > self._free:
-                raise FullError
-            self._free -= len(items)
-        return [self._begin(item) for item in items]
+        self._reserve(len(items))
+        return [self._begin(self._pool(item), self._judge, item) for item in items]
+
+    def examine(self, item: Item) -> Job[Case]:
+        """Begins to look closer at a file, one after another.
+
+        Raises:
+          FullError: too many wait already.
+        """
+        self._reserve(1)
+        return self._begin(self._cases, self._examine, item)
 
     def close(self) -> None:
         """Gives up what is not judged yet, and ends the threads."""
@@ -138,33 +180,91 @@ class Engine:
             jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
+        # (It may wait for a video, which has been told to end.)
+        self._videos.shutdown(wait=False, cancel_futures=True)
+        self._cases.shutdown(cancel_futures=True)
         self._pictures.shutdown(cancel_futures=True)
         self._videos.shutdown(cancel_futures=True)
         self._waiting.put(None)
         self._network.join()
         cv2.setNumThreads(self._cv2_threads)
 
-    def _begin(self, item: Item) -> Job:
-        stop = threading.Event()
-        is_video = not item.reason and kinds.kind_of(item.path) == kinds.VIDEO
-        pool = self._videos if is_video else self._pictures
-        job = Job(pool.submit(self._judge, item, stop), stop)
+    def _reserve(self, count: int) -> None:
+        with self._lock:
+            if count > self._free:
+                raise FullError
+            self._free -= count
+
+    def _pool(self, item: Item) -> futures.ThreadPoolExecutor:
+        return self._videos if _is_video(item) else self._pictures
+
+    def _begin(
+        self,
+        pool: futures.ThreadPoolExecutor,
+        work: Callable[[Item, Control], Result],
+        item: Item,
+    ) -> Job[Result]:
+        control = Control()
+        job = Job(pool.submit(work, item, control), control)
         with self._lock:
             self._jobs.add(job)
-        job.rows.add_done_callback(lambda _: self._end(job))
+        job.result.add_done_callback(lambda _: self._end(job))
         return job
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job[Any]) -> None:
         with self._lock:
             self._jobs.discard(job)
             self._free += 1
 
-    def _judge(self, item: Item, stop: threading.Event) -> list[Row]:
-        reader = self._scorer.reader(stop, batch=self._batch, score=self._logits)
-        content = reader(item)
-        if content.views is None:
-            return self._scorer.rows_of(content, np.zeros(0))
-        return self._scorer.rows_of(content, self._logits(content.views))
+    def _reader(self, control: Control) -> stream.Reader:
+        return self._scorer.reader(
+            control.stop,
+            batch=self._batch,
+            score=self._logits,
+            progress=control.progress,
+        )
+
+    def _judge(self, item: Item, control: Control) -> Judged:
+        digest = _digest(item)
+        known = self._remembered.get(digest)
+        if known is None:
+            content = self._reader(control)(item)
+        else:
+            content = stream.Content(item, kinds.VIDEO, video=known)
+        if content.video is not None:
+            self._remember(digest, content.video, control)
+        logits = np.zeros(0)
+        if content.views is not None:
+            logits = self._logits(content.views)
+        return Judged(self._scorer.rows_of(content, logits), content.video)
+
+    def _remember(self, digest: str, result: VideoResult, control: Control) -> None:
+        # What was stopped is read again.
+        in_part = any(note.startswith(video.IN_PART) for note in result.notes)
+        if not digest or control.stop.is_set() or in_part or not result.tracks:
+            return
+        with self._lock:
+            self._remembered[digest] = result
+            if len(self._remembered) > _REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+
+    def _examine(self, item: Item, control: Control) -> Case:
+        if _is_video(item) and _digest(item) not in self._remembered:
+            # Videos are read one after another.
+            judged = self._videos.submit(self._judge, item, control).result()
+        else:
+            judged = self._judge(item, control)
+        if judged.video is not None:
+            return case.of_video(
+                *(item.path, judged.rows, judged.video, self.judge),
+                detector=self.detector,
+                stop=control.stop,
+            )
+        return case.of_picture(
+            *(item.path, judged.rows, self._reader(control), self.detector),
+            # (Each window by itself.)
+            logits=lambda views: self._score(views[:, None]),
+        )
 
     def _logits(self, views: np.ndarray) -> np.ndarray:
         """Has the views [k, v, size, size, 3] scored, beside others: [k]."""
@@ -203,3 +303,14 @@ class Engine:
         parts = [views[i : i + count] for i in range(0, len(views), count)]
         logits = self._scorer.logits
         return np.concatenate([stream.full(p, self._batch, logits) for p in parts])
+
+
+def _is_video(item: Item) -> bool:
+    return not item.reason and kinds.kind_of(item.path) == kinds.VIDEO
+
+
+def _digest(item: Item) -> str:
+    """The digest of a video; '' of another file, and of one that cannot be read."""
+    with contextlib.suppress(OSError):
+        return case.sha256(item.path) if _is_video(item) else ""
+    return ""

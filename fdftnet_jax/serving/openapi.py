@@ -9,6 +9,12 @@ from fdftnet_jax.serving.uploads import Limits
 _NUMBERS = ("score", "logit", "probability", "deviation")
 _TEXTS = ("path", "kind", "verdict", "reason", "notes")
 _FILE = {"type": "string", "format": "binary"}
+_TICKET = {
+    "name": "ticket",
+    "in": "query",
+    "description": "A name that nobody else gives, to ask for the progress by.",
+    "schema": {"type": "string"},
+}
 
 
 def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
@@ -24,6 +30,7 @@ def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
             "post": {
                 "summary": "Judge pictures and videos",
                 "description": "Files in a form, or paths below the server's --root.",
+                "parameters": [_TICKET],
                 "requestBody": {
                     "required": True,
                     "content": {
@@ -41,6 +48,26 @@ def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
                 },
             }
         },
+        "/v1/explain": _of_a_file(
+            "Show what the network saw of a file, and what kind of file it is",
+            _json("Pictures are data URIs", {"type": "object"}),
+        ),
+        "/v1/report": _of_a_file(
+            "Make a page of one file's results, to keep and to print",
+            {"description": "The page", "content": {"text/html": {}}},
+        ),
+        "/v1/progress": {
+            "get": {
+                "summary": "How far the reading of a video is",
+                "parameters": [_TICKET],
+                "responses": {
+                    "200": _json(
+                        "0 before it begins, and where nothing goes by that ticket",
+                        _object({"frame": _type("integer"), "total": _type("integer")}),
+                    )
+                },
+            }
+        },
         "/v1/detector": {
             "get": {
                 "summary": "The card of the detector",
@@ -53,6 +80,7 @@ def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
     if corrections:
         label = {"type": "string", "enum": ["real", "fake", ""]}
         form = _object({"label": label, "file": _FILE})
+        kept = _object({"real": _type("integer"), "fake": _type("integer")})
         paths["/v1/corrections"] = {
             "post": {
                 "summary": "Say what a file really is; an empty label takes it back",
@@ -63,9 +91,7 @@ def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
                 "responses": {
                     "200": _json(
                         "Where it is, and how many there are",
-                        _object(
-                            {"path": _type("string"), "corrections": _type("integer")}
-                        ),
+                        _object({"path": _type("string"), "kept": kept}),
                     ),
                     **_errors(400, 413, 415, 507),
                 },
@@ -79,6 +105,18 @@ def describe(limits: Limits, *, corrections: bool) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}
         },
         "security": [{"token": []}, {}],
+    }
+
+
+def _of_a_file(summary: str, answer: dict[str, Any]) -> dict[str, Any]:
+    form = {"multipart/form-data": {"schema": _object({"file": _FILE})}}
+    return {
+        "post": {
+            "summary": summary,
+            "parameters": [_TICKET],
+            "requestBody": {"required": True, "content": form},
+            "responses": {"200": answer, **_errors(400, 413, 415, 503, 507)},
+        }
     }
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from fdftnet_jax.detector import card as detector_card
+from fdftnet_jax.prediction import explain
 from fdftnet_jax.prediction.results import TOO_CLOSE, Row
+from fdftnet_jax.serving import wording
 
 if TYPE_CHECKING:
     from fdftnet_jax.serving.app import Server
@@ -26,6 +28,9 @@ def render(server: "Server") -> str:
         "largest": limits.size,
         "tooClose": TOO_CLOSE,
         "corrections": corrections is not None,
+        "notMeant": wording.NOT_MEANT,
+        "maps": wording.MAPS,
+        "share": round(100 * explain.SHARE),
     }
     return (
         _environment()
@@ -34,9 +39,9 @@ def render(server: "Server") -> str:
             name=detector.card["name"],
             toy=detector.card["toy"],
             card=detector_card.text(detector.card, detector.digest),
-            threshold=header["threshold"],
-            crop=header["faces"] == "crop",
             corrections=corrections,
+            kept=corrections.count() if corrections else {},
+            wording=wording,
             command=corrections.command(server.detector) if corrections else "",
             largest=f"{limits.size / 2**30:.3g} GiB",
             settings=json.dumps(settings),

@@ -3,7 +3,7 @@
 
 const settings = JSON.parse(document.body.dataset.settings);
 const find = (id) => document.getElementById(id);
-// What is judged: {file, rows, order, url, card, shown}.
+// What is judged: {file, rows, order, url, card}.
 const judged = [];
 const waiting = { picture: [], video: [] };
 // Requests at a time: the server judges one video after another.
@@ -13,6 +13,8 @@ let total = 0;
 let done = 0;
 let skipped = {};
 let cancelling = new AbortController();
+// The video that is being read: {name, frame, total, since: {frame, time}}.
+let reading = null;
 
 // ---- What is sent.
 
@@ -43,8 +45,10 @@ function proceed() {
 
 async function judge(file, signal) {
   let rows;
+  const ticket = randomName();
+  const followed = setInterval(() => follow(file, ticket, signal), 1000);
   try {
-    const answer = await ask("v1/predict", { files: file }, signal);
+    const answer = await ask(`v1/predict?ticket=${ticket}`, { files: file }, signal);
     // (Forms change some characters of names.)
     rows = answer.results.map((row) => ({ ...row, path: pathOf(file) }));
     for (const [name, count] of Object.entries(answer.summary.skipped)) {
@@ -53,10 +57,13 @@ async function judge(file, signal) {
   } catch (error) {
     if (signal.aborted) return;
     rows = [notJudged(file, error.message)];
+  } finally {
+    clearInterval(followed);
+    if (reading && reading.ticket === ticket) reading = null;
   }
   if (signal.aborted) return;
   done += 1;
-  const entry = { file, rows, order: judged.length };
+  const entry = { file, rows, ticket, order: judged.length };
   judged.push(entry);
   show(entry);
   arrange();
@@ -64,6 +71,10 @@ async function judge(file, signal) {
 }
 
 async function ask(address, fields, signal) {
+  return (await send(address, fields, signal)).json();
+}
+
+async function send(address, fields, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
   const file = fields.files || fields.file;
@@ -74,7 +85,7 @@ async function ask(address, fields, signal) {
       answer = await fetch(address, { method: "POST", body: form, signal });
     } catch (error) {
       if (signal && signal.aborted) throw error;
-      throw new Error("the server does not answer, or the file cannot be read");
+      throw new Error("the server does not answer, or the file has been moved or changed");
     }
     if (answer.status === 503) {
       const seconds = Number(answer.headers.get("Retry-After")) || 5;
@@ -82,9 +93,28 @@ async function ask(address, fields, signal) {
       if (signal && signal.aborted) throw new Error("cancelled");
       continue;
     }
+    if (answer.ok) return answer;
     const found = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(found.error || `the server answered ${answer.status}`);
-    return found;
+    throw new Error(found.error || `the server answered ${answer.status}`);
+  }
+}
+
+// By which the server knows what is asked about.
+function randomName() {
+  return [...crypto.getRandomValues(new Uint32Array(4))].map((number) => number.toString(36)).join("");
+}
+
+async function follow(file, ticket, signal) {
+  try {
+    const answer = await fetch(`v1/progress?ticket=${ticket}`, { signal });
+    const { frame, total } = await answer.json();
+    // (Of pictures there are no frames; and it may have ended meanwhile.)
+    if (!frame || signal.aborted || judged.some((entry) => entry.ticket === ticket)) return;
+    const since = reading && reading.ticket === ticket ? reading.since : { frame, time: Date.now() };
+    reading = { name: file.name, ticket, frame, total, since };
+    showProgress();
+  } catch {
+    // The request itself says what is wrong.
   }
 }
 
@@ -162,6 +192,11 @@ function show(entry) {
   if (settings.header.detector.toy && whole.score !== null) notes.push("by the toy detector: says nothing of photographs");
   part(".notes-of").textContent = notes.join("; ");
   showPicture(entry, part(".frame"), faces.length ? faces : [whole]);
+  const closer = part(".closer");
+  closer.addEventListener("toggle", () => {
+    card.classList.toggle("open", closer.open);
+    if (closer.open && !closer.dataset.asked) look(entry, closer);
+  });
   if (settings.corrections && whole.score !== null) offerCorrection(entry, part(".wrong"));
   find("cards").append(card);
 }
@@ -211,6 +246,108 @@ function box(face, width, height, several) {
   return shape;
 }
 
+// ---- What is seen closer.
+
+async function look(entry, closer) {
+  const inside = closer.querySelector(".inside");
+  closer.dataset.asked = "yes";
+  inside.replaceChildren(make("p", { className: "small", textContent: "Looking closer: this takes a moment." }));
+  try {
+    const found = await ask("v1/explain", { file: entry.file });
+    inside.replaceChildren(...closerParts(entry, found));
+    say(`${entry.file.name} is shown closer.`);
+  } catch (error) {
+    const text = make("p", { textContent: `It cannot be shown closer: ${error.message}.` });
+    inside.replaceChildren(text, button("Try again", () => look(entry, closer)));
+  }
+}
+
+function* closerParts(entry, found) {
+  const [whole, ...several] = entry.rows;
+  if (found.faces.length) yield* seenFaces(found, several);
+  if (found.timeline) yield* timeline(entry, found);
+  const facts = make("dl", {});
+  for (const [name, value] of [...Object.entries(found.facts), ["SHA-256", found.sha256]]) {
+    facts.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
+  }
+  yield make("h4", { textContent: "The file" });
+  yield facts;
+  yield make("h4", { textContent: "What this does not mean" });
+  yield make("p", { textContent: `${VERDICTS[whole.verdict]} ${settings.notMeant[whole.verdict]}` });
+  const saving = button("Save a report to print", () => saveReport(entry));
+  yield make("p", { className: "buttons" }, saving);
+}
+
+function* seenFaces({ faces, note }, rows) {
+  yield make("h4", { textContent: "As the network saw it" });
+  const layers = [];
+  for (const [number, face] of faces.entries()) {
+    const what = rows.length ? `Face ${number + 1}` : "The picture or face";
+    const seen = make("div", { className: "seen" });
+    const own = make("figure", {}, picture(face.view, `${what} as the network saw it`));
+    const said = [rows.length ? `Face ${number + 1}: ${rows[number].verdict}` : "as it was scored", face.note];
+    own.append(make("figcaption", { textContent: said.filter(Boolean).join("; ") }));
+    seen.append(own);
+    for (const map of face.maps) {
+      const heat = picture(map.picture, `${map.title} of ${what.toLowerCase()}`);
+      heat.className = "heat";
+      layers.push(heat);
+      const both = make("div", { className: "layers" }, picture(face.view, ""), heat);
+      const title = make("figcaption", {}, map.title, make("br", {}), map.below);
+      seen.append(make("figure", {}, both, title));
+    }
+    yield seen;
+  }
+  if (note) yield make("p", { className: "small", textContent: `${note}.` });
+  if (!layers.length) return;
+  const strength = make("input", { type: "range", min: 0, max: 100, value: settings.share });
+  const apply = () => layers.forEach((layer) => (layer.style.opacity = strength.value / 100));
+  strength.addEventListener("input", apply);
+  apply();
+  yield make("label", { className: "strength" }, "Strength of the maps", strength);
+  yield make("p", { className: "small", textContent: settings.maps });
+}
+
+function* timeline(entry, { timeline: source, moments }) {
+  yield make("h4", { textContent: "Frame by frame" });
+  const image = picture(source, "How fake each frame looks, against time");
+  image.className = "timeline";
+  yield image;
+  const video = entry.card.querySelector("video");
+  if (!video) return;
+  const several = moments.length > 1;
+  const jumps = moments.map(({ face, seconds }) => {
+    const whose = several ? ` of person ${face + 1}` : "";
+    return button(`Show the most fake frame${whose}, at ${seconds.toFixed(1)} s`, () => {
+      video.pause();
+      video.currentTime = seconds;
+      video.scrollIntoView({ block: "nearest" });
+    });
+  });
+  yield make("p", { className: "buttons" }, ...jumps);
+}
+
+function picture(source, alt) {
+  return make("img", { src: source, alt });
+}
+
+function make(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+async function saveReport(entry) {
+  const { file } = entry;
+  say(`The report of ${file.name} is being made.`);
+  try {
+    const answer = await send("v1/report", { file });
+    save(await answer.text(), `${file.name.replace(/\.[^.]*$/, "")}-report.html`, "text/html");
+  } catch (error) {
+    say(`The report of ${file.name} could not be made: ${error.message}.`);
+  }
+}
+
 function arrange() {
   const shown = document.querySelector("input[name=show]:checked").value;
   const by = find("sort").value;
@@ -240,8 +377,18 @@ function arrange() {
 function showProgress() {
   find("work").hidden = done === total;
   find("progress").max = total || 1;
-  find("progress").value = done;
-  find("working").textContent = `Judging: ${done} of ${total}`;
+  find("progress").value = done + (reading && reading.total ? Math.min(1, reading.frame / reading.total) : 0);
+  find("working").textContent = `Judging: ${done} of ${total}${reading ? `; ${frames(reading)}` : ""}`;
+}
+
+function frames({ name, frame, total, since }) {
+  const count = (number) => number.toLocaleString("en");
+  if (!total) return `${name}, frame ${count(frame)}`;
+  const of = `${name}, frame ${count(frame)} of about ${count(total)}`;
+  if (frame <= since.frame || frame >= total) return of;
+  const seconds = ((total - frame) * (Date.now() - since.time)) / (frame - since.frame) / 1000;
+  const left = seconds < 90 ? `${10 * Math.ceil(seconds / 10)} seconds` : `${Math.round(seconds / 60)} minutes`;
+  return `${of}, about ${left} left`;
 }
 
 function say(text) {
@@ -264,27 +411,33 @@ function clear() {
 
 function offerCorrection(entry, place) {
   const { verdict } = entry.rows[0];
-  const labels = { fake: ["real"], real: ["fake"], undecided: ["real", "fake"] }[verdict];
-  const buttons = labels.map((label) => {
-    const start = verdict === "undecided" ? "It" : "This is wrong: it";
-    return button(`${start} is ${label}`, () => correct(entry, place, label));
-  });
+  const offers = {
+    fake: { real: "This is wrong: it is real", fake: "This is right" },
+    real: { fake: "This is wrong: it is fake", real: "This is right" },
+    undecided: { real: "It is real", fake: "It is fake" },
+  }[verdict];
+  const buttons = Object.entries(offers).map(([label, text]) => button(text, () => correct(entry, place, label)));
   place.replaceChildren(...buttons);
 }
 
 function button(text, action) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
+  const made = make("button", { type: "button", textContent: text });
   made.addEventListener("click", action);
   return made;
+}
+
+function showKept({ real, fake }) {
+  find("kept-real").textContent = real;
+  find("kept-fake").textContent = fake;
+  find("missing").textContent = real ? "fake" : "real";
+  find("one-sided").hidden = real > 0 && fake > 0;
+  find("teach").hidden = !(real || fake);
 }
 
 async function correct(entry, place, label) {
   try {
     const answer = await ask("v1/corrections", { label, file: entry.file });
-    find("kept").textContent = answer.corrections;
-    find("teach").hidden = !answer.corrections;
+    showKept(answer.kept);
     if (label) {
       const text = document.createElement("span");
       text.textContent = `Kept as ${label}.`;
