@@ -37,7 +37,8 @@ as fake ones real. Loss and accuracy of an epoch are those of one window in the
 middle of each validation picture; the test takes all of a picture. The report
 beside F says the rest. With --old and a detector to start from, an old forgery
 that may have been forgotten beyond --max-forgetting keeps the file from being
-written.
+written; without --old, what the detector said of the new pictures holds on to
+some of what it knew.
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take about a quarter of an hour.

@@ -77,9 +77,8 @@ def test_self_attention():
     positions = side * side
     convs = _conv(side, 1, channels, 2 * inner + channels, bias=1)
     products = 2 * positions**2 * (inner + channels)
-    # Softmax: maximum, difference, exponential, sum, quotient; one maximum more for
-    # each row, against minus infinity.
-    softmax = 5 * positions**2 + positions
+    # Softmax: maximum, difference, exponential, sum; the quotient is the product's.
+    softmax = 4 * positions**2 + positions * channels
     scale_and_add = 2 * positions * channels
     expected = convs + products + softmax + scale_and_add
     assert _flops(SelfAttention(), side, side, channels) == expected
