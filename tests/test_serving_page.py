@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 
 import drawn_videos
 import numpy as np
@@ -371,6 +372,31 @@ def test_what_waits_can_be_cancelled(page, folder, served, detector, monkeypatch
     choose(page, folder / "fake.png")
     judged(page, 1)
     playwright.expect(page.locator("#status")).to_contain_text("1 of 1 judged")
+
+
+def test_a_page_that_is_loaded_anew_while_it_works(
+    page, folder, served, detector, monkeypatch
+):
+    """What nobody waits for any more is given up, and the new page works."""
+    go, compute = threading.Event(), detector.logits
+
+    def slow(views):
+        assert go.wait(20)
+        return compute(views)
+
+    monkeypatch.setattr(detector, "logits", slow)
+    choose(page, folder / "fake.png", folder / "real.png", folder / "video.mp4")
+    playwright.expect(page.locator("#working")).to_have_text("Judging: 0 of 3")
+    page.reload()
+    playwright.expect(page.locator(".card")).to_have_count(0)
+    go.set()
+    choose(page, folder / "fake.png")
+    judged(page, 1)
+    playwright.expect(page.locator("#status")).to_contain_text("1 of 1 judged")
+    folder, end = served.server.store.folder, time.monotonic() + 20
+    while requests := [path for path in folder.iterdir() if path.is_dir()]:
+        assert time.monotonic() < end, requests
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("dark", [False, True])
