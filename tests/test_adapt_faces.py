@@ -104,7 +104,7 @@ def test_a_detector_of_faces_learns_faces(given, start, tmp_path, serial, capsys
     )
     # The same command cuts nothing anew; predict and check cut alike.
     before = len(serial)
-    assert adapt.adapt(adapt.dataclasses.replace(asked, replace=True)) == 0
+    adapt.make_config(asked, work)
     assert len(serial) == before
     (stated,) = adaptation["sets"]
     capsys.readouterr()

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import signal
 import sys
+import types
 import warnings
 from types import SimpleNamespace
 
@@ -81,6 +82,56 @@ def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'fdftnet_jax\[ray\]'"):
         predict(tmp_path, "--parquet", tmp_path / "out", "--ray", detector="toy")
     assert not (tmp_path / "out").exists()
+
+
+class _FakeRay(types.ModuleType):
+    """Ray that starts, or joins a cluster, at the last of some attempts."""
+
+    def __init__(self, failures):
+        super().__init__("ray")
+        self.data = types.ModuleType("ray.data")
+        self.failures = list(failures)
+        self.addresses, self.running = [], False
+
+    def is_initialized(self):
+        return self.running
+
+    def init(self, address, **_):
+        assert not self.running
+        self.addresses.append(address)
+        self.running = True
+        if self.failures:
+            raise self.failures.pop(0)
+
+    def shutdown(self):
+        self.running = False
+
+
+@pytest.mark.parametrize(
+    ("address", "failures", "attempts", "message"),
+    [
+        ("", [], 1, None),
+        # So say Ray's processes when the machine is busy with other work.
+        ("", [Exception("timed out")], 2, None),
+        ("", [RuntimeError("one"), Exception("two")], 2, "start.*Exception: two"),
+        ("there:6379", [], 1, None),
+        ("there:6379", [ConnectionError("none")], 1, "join Ray at there:6379"),
+    ],
+)
+def test_a_start_of_ray(address, failures, attempts, message, monkeypatch):
+    """Twice on this machine, where it may be slow to come up; a cluster once."""
+    fake = _FakeRay(failures)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.data", fake.data)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    if message:
+        with pytest.raises(UserError, match=message), on_ray.connected():
+            pass
+    else:
+        with on_ray.connected():
+            assert fake.running
+        assert not fake.running
+    assert fake.addresses == [address or "local"] * attempts
 
 
 @pytest.fixture(scope="module")

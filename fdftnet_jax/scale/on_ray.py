@@ -77,30 +77,20 @@ def connected() -> Iterator[None]:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine.
 
     Raises:
-      UserError: Ray is not installed, or there is no cluster at that address.
+      UserError: Ray is not installed or does not start, or there is no cluster at that
+        address.
     """
     _check_installed()
     import ray
 
     joined = ray.is_initialized()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    options: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS", "")}
-    if not options["address"]:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        options = {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": int(min(_STORE, _STORE_SHARE * memory)),
-        }
     if not joined:
-        try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"cannot join Ray at {options['address']}: "
-                f"{' '.join(str(error).split())[:200]}; set RAY_ADDRESS to a cluster "
-                "that runs the same versions of Ray and Python, or unset it"
-            ) from error
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address:
+            _join(address)
+        else:
+            _start()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     try:
@@ -108,6 +98,44 @@ def connected() -> Iterator[None]:
     finally:
         if not joined:
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join Ray at {address}: {_short(error)}; set RAY_ADDRESS to a "
+            "cluster that runs the same versions of Ray and Python, or unset it"
+        ) from error
+
+
+def _start() -> None:
+    """Starts Ray on this machine, in a second attempt where it is slow to come up."""
+    import ray
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for attempt in range(2):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=int(min(_STORE, _STORE_SHARE * memory)),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # (Of what class it is, Ray leaves open.)
+            ray.shutdown()
+            if attempt:
+                raise UserError(
+                    f"Ray does not start on this machine: {_short(error)}; look into "
+                    "its logs (/tmp/ray/session_latest/logs), and give the same "
+                    "command again when there is less other work, or without --ray"
+                ) from error
+            say(f"Ray did not start ({_short(error)}): trying again")
 
 
 def score(
@@ -270,10 +298,13 @@ def _check_alive() -> None:
         raise _down(error) from error
 
 
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def _down(error: Exception) -> UserError:
-    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return UserError(
-        f"Ray does not work any more ({what}); look into its logs "
+        f"Ray does not work any more ({_short(error)}); look into its logs "
         "(/tmp/ray/session_latest/logs), and give the same command again: it goes on"
     )
 
