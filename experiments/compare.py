@@ -7,7 +7,9 @@ The same data, the same number of epochs, the same selection on validation for e
 method; each is scored on the test splits of the new and of the old forgery. Prints a
 table and writes WORKDIR/compare.md, .csv and .html. The same command goes on where it
 stopped. With `--config.start=imagenet` every method starts from published weights
-instead of a backbone that is pre-trained on the old forgery.
+instead of a backbone that is pre-trained on the old forgery; with
+`--config.shots=10,50,200` each method learns from as many new images of each class, and
+a figure shows what more of them are worth.
 """
 
 import csv
@@ -15,7 +17,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -69,9 +71,33 @@ _UNSEEN = (
     "images of the test split, before the adaptation, after one without them and after "
     "one with them."
 )
-# (method, replayed images per class, generator that is held out or '') -> its runs;
-# first the pre-trainings.
-Cells = dict[tuple[str, int, str], list[grid.GridRun]]
+
+
+class Cell(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      method: of `METHODS`, or `BASE`.
+      replay: replayed images per class.
+      held_out: a generator that is left out of the training, '' for none.
+      shots: new images per class; 0 for as many as the method's config says.
+    """
+
+    method: str
+    replay: int = 0
+    held_out: str = ""
+    shots: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the folders of its runs."""
+        name = self.method + f"-replay{self.replay}" * (self.replay > 0)
+        name += f"-shots{self.shots}" * (self.shots > 0)
+        return name + f"-without-{self.held_out}" * bool(self.held_out)
+
+
+# The runs of each, a seed after the other; first the pre-trainings.
+Cells = dict[Cell, list[grid.GridRun]]
 
 
 def prepare(
@@ -93,12 +119,13 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
     """The runs of a comparison.
 
     Raises:
-      UserError: no seed of any method, or a replay that is no number.
+      UserError: no seed of any method, or replays or shots that are no numbers.
     """
     from fdftnet_jax.models import registry
 
     registry.get_backbone(config.backbone)
-    replays = [_number(text) for text in phases.names(config.replays, "replays")]
+    replays = _numbers(config.replays, "replays")
+    shots = _numbers(config.shots, "shots") if config.shots else [0]
     seeds = max(config.seeds.values())
     if seeds < 1 or min(config.seeds.values()) < 0:
         raise UserError(
@@ -107,29 +134,31 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
         )
     cells: Cells = {}
     if not config.start:
-        cells[BASE, 0, ""] = [_pretraining(config, seed) for seed in range(seeds)]
+        cells[Cell(BASE)] = [_pretraining(config, seed) for seed in range(seeds)]
     elif any(replays) and not config.old.get("dir"):
         raise UserError(
             f"with start={config.start} the old forgery is a folder to replay: give "
             "--config.old.dir=PATH, or --config.replays=0"
         )
     held_out = ("", *splits.held_out(config.hold_out))
-    for replay, method, left_out in itertools.product(replays, METHODS, held_out):
-        if number := config.seeds[method]:
-            cells[method, replay, left_out] = [
-                _adaptation(config, method, replay, seed, left_out)
-                for seed in range(number)
-            ]
+    for replay, number, method, left_out in itertools.product(
+        replays, shots, METHODS, held_out
+    ):
+        cell = Cell(method, replay, left_out, number)
+        if seeds := config.seeds[method]:
+            cells[cell] = [_adaptation(config, cell, seed) for seed in range(seeds)]
     return cells
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(
-            f"replays has {text!r}: expected whole numbers with commas between them; "
-            "give for example --config.replays=200,0"
-        )
-    return int(text)
+def _numbers(text: str, flag: str) -> list[int]:
+    parts = phases.names(text, flag)
+    for part in parts:
+        if not part.isdecimal() or (flag == "shots" and not int(part)):
+            raise UserError(
+                f"{flag} has {part!r}: expected whole numbers with commas between "
+                f"them; give for example --config.{flag}=200,50"
+            )
+    return [int(part) for part in parts]
 
 
 def _pretraining(config: ml_collections.ConfigDict, seed: int) -> grid.GridRun:
@@ -144,33 +173,31 @@ def _base(seed: int) -> str:
 
 
 def _adaptation(
-    config: ml_collections.ConfigDict,
-    method: str,
-    replay: int,
-    seed: int,
-    left_out: str,
+    config: ml_collections.ConfigDict, cell: Cell, seed: int
 ) -> grid.GridRun:
     config = config.copy_and_resolve_references()
-    if method == "paper":
+    if cell.method == "paper":
         config.recipe = "paper"
     elif config.start == "imagenet":
         config.recipe = "imagenet"
-    changes = {**_data(config.new), **METHODS[method], "data.replay": replay}
-    if left_out:
-        changes["data.held_out"] = left_out
+    changes = {
+        **_data(config.new),
+        **METHODS[cell.method],
+        "data.replay": cell.replay,
+        "data.held_out": cell.held_out or None,
+        "data.shots": cell.shots or None,
+    }
     # New weights need the pre-training for its data alone.
-    after = _base(seed) if replay or method != "scratch" else ""
+    after = _base(seed) if cell.replay or cell.method != "scratch" else ""
     if config.start:
         after = ""
-        changes["init_from"] = "" if method == "scratch" else config.start
-        if replay:
+        changes["init_from"] = "" if cell.method == "scratch" else config.start
+        if cell.replay:
             changes["data.replay_dir"] = config.old.dir
     made = phases.phase_config(
         config, "finetune", config.backbone, config.new.name, seed, changes
     )
-    name = f"seed{seed}/{method}" + f"-replay{replay}" * (replay > 0)
-    name += f"-without-{left_out}" * bool(left_out)
-    return grid.GridRun(name, made, after, _scored(config))
+    return grid.GridRun(f"seed{seed}/{cell.name}", made, after, _scored(config))
 
 
 def _data(fields: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -200,14 +227,17 @@ def write_table(
     from fdftnet_jax.reporting import grid_report, page, tables, wording
 
     rows = [
-        _row(method, replay, runs, cells, outcomes)
-        for (method, replay, left_out), runs in cells.items()
-        if not left_out and any(OLD in outcomes[run.name].scores for run in runs)
+        _row(cell, cells, outcomes)
+        for cell, runs in cells.items()
+        if not cell.held_out and any(OLD in outcomes[run.name].scores for run in runs)
     ]
+    if not config.shots:
+        for row in rows:
+            del row["per class"]
     unseen = [
-        _unseen_row(method, replay, left_out, cells, outcomes)
-        for (method, replay, left_out), runs in cells.items()
-        if left_out and any(NEW in outcomes[run.name].scores for run in runs)
+        _unseen_row(cell, cells, outcomes)
+        for cell, runs in cells.items()
+        if cell.held_out and any(NEW in outcomes[run.name].scores for run in runs)
     ]
     stem, failures = workdir / "compare", grid.failures(outcomes)
     notes = " ".join(_NOTES.values())
@@ -248,54 +278,75 @@ def _opening(config: ml_collections.ConfigDict) -> str:
 
 
 def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
-    """New against old, of the runs that are scored on both."""
+    """New against old of the runs that are scored on both; new by number of images."""
     from fdftnet_jax.reporting import comparison_plot, page, plots, tables
 
+    most = max(cell.shots for cell in cells)
     points = []
-    for (method, replay, left_out), runs in cells.items():
-        if left_out:
-            continue
+    curves: dict[tuple[str, bool], dict[int, Any]] = {}
+    for cell, runs in cells.items():
         done = [run for run in runs if OLD in outcomes[run.name].scores]
+        if cell.held_out or not done:
+            continue
         old, new = (
             [tables.figure(s, "auc")[0] for s in grid.scores(outcomes, done, title)]
             for title in (OLD, NEW)
         )
-        if done:
-            points.append(comparison_plot.Point(method, replay > 0, old, new))
-    if not points:
-        return []
-    return [
-        page.Figure(
-            plots.svg(comparison_plot.figure(points)),
-            comparison_plot.in_words(points),
-            "What is learned of the new forgery against what is kept of the old. "
-            "Filled: with replay. Small dots are single seeds.",
+        if cell.method == BASE or cell.shots == most:
+            points.append(comparison_plot.Point(cell.method, cell.replay > 0, old, new))
+        if cell.shots:
+            curve = curves.setdefault((cell.method, cell.replay > 0), {})
+            curve[cell.shots] = grid.scores(outcomes, done, NEW)
+    figures = []
+    if points:
+        figures.append(
+            page.Figure(
+                plots.svg(comparison_plot.figure(points)),
+                comparison_plot.in_words(points),
+                "What is learned of the new forgery against what is kept of the old. "
+                "Filled: with replay. Small dots are single seeds.",
+            )
         )
-    ]
+    if curves:
+        lines = [
+            comparison_plot.Curve(method, replayed, found)
+            for (method, replayed), found in curves.items()
+        ]
+        figures.append(
+            page.Figure(
+                plots.svg(comparison_plot.curves(lines)),
+                comparison_plot.curves_in_words(lines),
+                "AUROC on the new forgery by the number of its images of each class "
+                "that were trained on, with 95 % intervals: over the seeds, or over "
+                "the test images where there is one seed.",
+            )
+        )
+    return figures
 
 
-def _unseen_row(
-    method: str, replay: int, left_out: str, cells: Cells, outcomes: grid.Outcomes
-) -> dict[str, str]:
+def _unseen_row(cell: Cell, cells: Cells, outcomes: grid.Outcomes) -> dict[str, str]:
     """How the fakes of a generator fare that a method was not trained with."""
     from fdftnet_jax.reporting import tables
 
-    def of_generator(cell: tuple[str, int, str]) -> list[float]:
+    def of_generator(cell: Cell) -> list[float]:
         scores = grid.scores(outcomes, cells.get(cell, []), NEW)
         found = [of["generators"].get(left_out) for of in scores]
         return [of["auc"]["value"] for of in found if of]
 
-    held_out = of_generator((method, replay, left_out))
-    before = of_generator((BASE, 0, ""))
+    left_out = cell.held_out
+    held_out = of_generator(cell)
+    before = of_generator(Cell(BASE))
     change = np.mean(held_out) - np.mean(before) if before and held_out else None
     return {
-        "method": method,
-        "replay": str(replay or "-"),
+        "method": cell.method,
+        "replay": str(cell.replay or "-"),
         "generator": left_out,
         "before: AUROC, %": tables.percent(before),
         "held out: AUROC, %": tables.percent(held_out),
         "change, %": "-" if change is None else f"{100 * change:+.1f}",
-        "trained with: AUROC, %": tables.percent(of_generator((method, replay, ""))),
+        "trained with: AUROC, %": tables.percent(
+            of_generator(cell._replace(held_out=""))
+        ),
         "seeds": str(len(held_out)),
     }
 
@@ -318,15 +369,10 @@ def _called(fields: ml_collections.ConfigDict) -> str:
     return Path(fields.get("dir") or fields.name).name
 
 
-def _row(
-    method: str,
-    replay: int,
-    runs: Sequence[grid.GridRun],
-    cells: Cells,
-    outcomes: grid.Outcomes,
-) -> dict[str, str]:
+def _row(cell: Cell, cells: Cells, outcomes: grid.Outcomes) -> dict[str, str]:
     from fdftnet_jax.reporting import tables
 
+    runs = cells[cell]
     done = [run for run in runs if OLD in outcomes[run.name].scores]
 
     def of(title: str, metric: str, runs: Sequence[grid.GridRun] = done) -> list[float]:
@@ -335,7 +381,7 @@ def _row(
 
     before = {
         run.config.seed: of(OLD, "auc", [run])[0]
-        for run in cells.get((BASE, 0, ""), [])
+        for run in cells.get(Cell(BASE), [])
         if OLD in outcomes[run.name].scores
     }
     forgotten = [
@@ -345,20 +391,19 @@ def _row(
     ]
     minutes = [outcomes[run.name].seconds / 60 for run in done]
     row = {
-        "method": method,
-        "replay": str(replay or "-"),
+        "method": cell.method,
+        "replay": str(cell.replay or "-"),
+        "per class": str(cell.shots or "-"),
         "new: accuracy, %": tables.percent(of(NEW, "accuracy")),
         "new: AUROC, %": tables.percent(of(NEW, "auc")),
         "old: accuracy, %": tables.percent(of(OLD, "accuracy")),
         "old: AUROC, %": tables.percent(of(OLD, "auc")),
         "forgetting, %": "-",
     }
-    if forgotten and method != BASE:
+    if forgotten and cell.method != BASE:
         row["forgetting, %"] = tables.percent(forgotten)
     for title in (NEW, OLD):
-        row[f"{title}: against {REFERENCE}, %"] = _against(
-            title, method, replay, cells, outcomes
-        )
+        row[f"{title}: against {REFERENCE}, %"] = _against(title, cell, cells, outcomes)
     row["trained"] = f"{_trained(outcomes, done):,}"
     row["minutes"] = f"{np.mean(minutes):.1f}"
     row["seeds"] = f"{len(done)}" + f" of {len(runs)}" * (len(done) < len(runs))
@@ -371,19 +416,16 @@ def _trained(outcomes: grid.Outcomes, runs: Sequence[grid.GridRun]) -> int:
     return found
 
 
-def _against(
-    title: str, method: str, replay: int, cells: Cells, outcomes: grid.Outcomes
-) -> str:
+def _against(title: str, cell: Cell, cells: Cells, outcomes: grid.Outcomes) -> str:
     """The difference in AUROC from the reference, on the seeds that both have."""
     from fdftnet_jax.evaluation import intervals
 
-    if method in (BASE, REFERENCE) or (REFERENCE, replay, "") not in cells:
+    reference = cell._replace(method=REFERENCE)
+    if cell.method in (BASE, REFERENCE) or reference not in cells:
         return "-"
     pairs = [
         (outcomes[own.name].files[title], outcomes[other.name].files[title])
-        for own, other in zip(
-            cells[method, replay, ""], cells[REFERENCE, replay, ""], strict=False
-        )
+        for own, other in zip(cells[cell], cells[reference], strict=False)
         if title in outcomes[own.name].files and title in outcomes[other.name].files
     ]
     if not pairs:

@@ -110,11 +110,11 @@ def test_the_methods_train_what_they_say(finished):
 def test_the_methods_differ_in_what_they_say_and_in_no_budget(cache_dir):
     seeds = dict.fromkeys(compare.METHODS, 1)
     cells = compare.list_cells(small_config(cache_dir, **seeds))
-    assert set(cells) == {("pre-trained", 0, "")} | {
-        (method, replay, "") for replay in (4, 0) for method in compare.METHODS
+    assert set(cells) == {compare.Cell("pre-trained")} | {
+        compare.Cell(method, replay) for replay in (4, 0) for method in compare.METHODS
     }
     for replay in (4, 0):
-        found = {method: cells[method, replay, ""][0] for method in compare.METHODS}
+        found = {m: cells[compare.Cell(m, replay)][0] for m in compare.METHODS}
         configs = {method: run.config for method, run in found.items()}
         assert configs["feature_probe"].epochs == 1
         assert {c.epochs for m, c in configs.items() if m != "feature_probe"} == {2}
@@ -144,12 +144,12 @@ def test_published_weights_take_the_place_of_a_pre_training(cache_dir, tmp_path)
     config.old.name, config.old.dir = "folder", "old"
     cells = compare.list_cells(config)
     assert set(cells) == {
-        (method, replay, "") for replay in (4, 0) for method in compare.METHODS
+        compare.Cell(method, replay) for replay in (4, 0) for method in compare.METHODS
     }
-    for (method, replay, _), (run,) in cells.items():
+    for cell, (run,) in cells.items():
         assert not run.after
-        assert run.config.init_from == "imagenet" * (method != "scratch")
-        assert run.config.data.replay_dir == "old" * (replay > 0)
+        assert run.config.init_from == "imagenet" * (cell.method != "scratch")
+        assert run.config.data.replay_dir == "old" * (cell.replay > 0)
         assert run.scored["old"]["dir"] == "old"
     outcomes = {run.name: grid.Outcome() for cell in cells.values() for run in cell}
     compare.write_table(config, tmp_path, cells, outcomes)
@@ -162,7 +162,7 @@ def test_what_is_replayed_beside_published_weights_is_a_folder(cache_dir):
     with pytest.raises(UserError, match=r"--config\.old\.dir=PATH, or"):
         compare.list_cells(config)
     config.replays = "0"
-    assert set(compare.list_cells(config)) == {("fdftnet", 0, "")}
+    assert set(compare.list_cells(config)) == {compare.Cell("fdftnet")}
 
 
 def test_pre_training_sees_the_old_forgery_and_fine_tuning_the_new(finished):
@@ -190,6 +190,32 @@ def test_the_page_has_the_figure(finished):
         assert f"{method}{name}: {new:.3f} new, {old:.3f} old" in text
 
 
+def test_numbers_of_images_are_compared(cache_dir, tmp_path):
+    """Each method with each; the table and the figure's words have their scores."""
+    config = small_config(cache_dir, linear_probe=1)
+    config.replays, config.shots = "0", "12,6"
+    runs, write = compare.prepare(config, tmp_path)
+    outcomes = grid.execute(runs, tmp_path)
+    write(outcomes)
+    names = [f"seed0/linear_probe-shots{shots}" for shots in (12, 6)]
+    assert [run.name for run in runs] == ["seed0/base", *names]
+    for name, shots in zip(names, (12, 6), strict=True):
+        assert config_of(tmp_path, name)["data"]["shots"] == shots
+    found = [scored(tmp_path, name, "blended") for name in names]
+    with (tmp_path / "compare.csv").open() as file:
+        _, *rows = csv.DictReader(file)
+    assert [row["per class"] for row in rows] == ["12", "6"]
+    for row, auroc in zip(rows, found, strict=True):
+        assert row["new: AUROC, %"] == f"{100 * auroc:.2f}"
+    words = f"linear_probe: {found[1]:.3f} with 6, {found[0]:.3f} with 12"
+    page = (tmp_path / "compare.html").read_text()
+    assert words in page
+    # The other figure has the larger number alone.
+    old = scored(tmp_path, names[0], "upsampled")
+    assert f"linear_probe: {found[0]:.3f} new, {old:.3f} old" in page
+    assert page.count(" new, ") == 2
+
+
 def test_what_is_there_makes_a_table(cache_dir, tmp_path):
     runs, write = compare.prepare(small_config(cache_dir, fdftnet=2), tmp_path)
     nothing = {run.name: grid.Outcome() for run in runs}
@@ -202,6 +228,8 @@ def test_what_is_there_makes_a_table(cache_dir, tmp_path):
     [
         ({"replays": "some"}, "replays has 'some': expected whole numbers"),
         ({"replays": ""}, "replays is ''"),
+        ({"shots": "few"}, "shots has 'few': expected whole numbers"),
+        ({"shots": "10,0"}, "shots has '0'"),
         ({"seeds.fdftnet": -1}, "--config.seeds.fdftnet=3"),
         ({}, "expected a number of seeds for each method"),
     ],
