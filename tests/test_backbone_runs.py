@@ -30,7 +30,7 @@ def test_a_step_of_training_and_of_scoring_is_traced(backbone, kind):
         return traced(*arguments)[1]
 
     train = functools.partial(steps.train_step, task=task)
-    after, metrics = mapped(train, state, batch)
+    after, metrics = mapped(train, state, batch, np.int32(0))
     shapes = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
     assert shapes(after) == shapes(state)
     assert metrics["count"].shape == ()

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import small_runs
+from jax.experimental.compilation_cache import compilation_cache
 from scipy import special
 
 from fdftnet_jax.data import augment, preprocess
@@ -97,6 +98,34 @@ def toy_task(**changes):
 
 def no_augmentation(rng, indices, images):
     return images
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """A folder where all programs of a test are kept, however fast they compiled."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for values in (wanted, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.clear_caches()
+        if values is wanted:
+            yield tmp_path
+
+
+def test_another_seed_is_not_compiled_anew(compiled):
+    names = []
+    for seed in (0, 1):
+        task, state = toy_task(seed=seed)
+        train(task, state, 1)
+        names.append({path.name for path in compiled.glob("*-cache")})
+        jax.clear_caches()
+    assert names[0]
+    assert names[1] == names[0]
 
 
 @pytest.mark.parametrize("changes", [{}, {"augment": no_augmentation}])

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import imagehash
 import numpy as np
 from PIL import Image
-from scipy import stats
 
 from fdftnet_jax.data.splits import CLASSES, Example
 
@@ -316,5 +315,7 @@ def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     reals = len(labels) - fakes
     if not (fakes and reals):
         return 0.5
+    from scipy import stats  # (It takes long to load.)
+
     ranks = stats.rankdata(scores)[labels == 1].sum()
     return float((ranks - fakes * (fakes + 1) / 2) / (fakes * reals))

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from sklearn import linear_model, model_selection
 from tqdm import tqdm
 
 import fdftnet_jax
@@ -109,6 +108,9 @@ def choose_strength(
       The C of the lowest loss, and the losses of all `STRENGTHS`; where a class has
       fewer than two groups, a strong penalty and no losses.
     """
+    # (Other trainings start a second sooner without it.)
+    from sklearn import model_selection
+
     of_class = [len(np.unique(groups[labels == label])) for label in (0, 1)]
     folds = min(5, *of_class)
     if folds < 2:
@@ -133,7 +135,9 @@ def choose_strength(
     return STRENGTHS[int(np.argmin(losses))], losses.tolist()
 
 
-def _model(strength: float) -> linear_model.LogisticRegression:
+def _model(strength: float) -> Any:
+    from sklearn import linear_model
+
     return linear_model.LogisticRegression(C=strength, max_iter=5000)
 
 

@@ -79,7 +79,7 @@ def l2_penalty(params: Any, weights: Mapping[str, float]) -> jax.Array:
 
 
 def train_step(
-    state: TrainState, batch: Batch, teacher: Any = None, *, task: Task
+    state: TrainState, batch: Batch, seed: Any, teacher: Any = None, *, task: Task
 ) -> tuple[TrainState, Metrics]:
     """One update from one device's share of the global batch.
 
@@ -88,6 +88,7 @@ def train_step(
     Args:
       state: replicated over the devices.
       batch: image [b, h, w, 3] uint8, label [b] int32; the same b on every device.
+      seed: [] int32, of augmentation and dropout.
       teacher: `params` and `batch_stats` of the network whose judgement is to be kept,
         replicated; None for none.
       task: the statics.
@@ -96,7 +97,7 @@ def train_step(
       The next state, and the metrics' sums over the global batch.
     """
     size = batch["label"].shape[0]
-    rng = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
     augment_rng, dropout_rng = jax.random.split(rng)
     images = batch["image"].astype(jnp.float32)
     if task.augment is not None:
@@ -181,20 +182,21 @@ def _with_axis(tree):
 
 
 def train_steps(
-    state: TrainState, batch: Batch, teacher: Any = None, *, task: Task
+    state: TrainState, batch: Batch, seed: Any, teacher: Any = None, *, task: Task
 ) -> tuple[TrainState, Metrics]:
     """One `train_step`, or one after the other on k batches that are stacked.
 
     Args:
       state: as in `train_step`.
       batch: as in `train_step`, or each of its arrays with a first axis of k.
+      seed: as in `train_step`.
       teacher: as in `train_step`.
       task: the statics.
 
     Returns:
       The last state, and the metrics of `train_step`, each of them [] or [k].
     """
-    step = functools.partial(train_step, teacher=teacher, task=task)
+    step = functools.partial(train_step, seed=seed, teacher=teacher, task=task)
     if batch["label"].ndim == 1:
         return step(state, batch)
     return jax.lax.scan(step, state, batch)
@@ -295,13 +297,22 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):
-    """The pmapped (train_steps, eval_step) over `devices`, by default all of them."""
-    p_train_step = jax.pmap(
+    """The pmapped (train_steps, eval_step) over `devices`, by default all of them.
+
+    The first is called as `(state, batch, teacher=None)`.
+    """
+    pmapped = jax.pmap(
         functools.partial(train_steps, task=task),
         axis_name=AXIS,
         devices=devices,
         donate_argnums=(0,),
     )
+    # (As a constant it would have every seed compiled anew.)
+    seed = replicate(np.int32(task.seed), devices)
+
+    def p_train_step(state, batch, teacher=None):
+        return pmapped(state, batch, seed, teacher)
+
     return p_train_step, pmap_eval_step(task.apply, task.scale, devices)
 
 
