@@ -215,6 +215,7 @@ def real_pixels() -> np.ndarray:
     return np.stack([toy.real_image(7, index) for index in range(1250)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", toy.FAMILIES)
 def test_logistic_regression_on_pixels_fails(real_pixels, family):
     fakes = np.stack([toy.fake_image(family, 7, index) for index in range(1250)])

@@ -79,10 +79,11 @@ def measure(module: nn.Module, image_size: int = 64) -> Size:
     init = functools.partial(module.init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), image)
     apply = functools.partial(module.apply, train=False)
+    jaxpr, output = jax.make_jaxpr(apply, return_shape=True)(variables, image)
     return Size(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables)),
-        flops=flops(apply, variables, image),
-        output_shape=jax.eval_shape(apply, variables, image).shape[1:],
+        flops=_of_jaxpr(jaxpr.jaxpr),
+        output_shape=output.shape[1:],
     )
 
 

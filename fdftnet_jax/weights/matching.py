@@ -8,10 +8,12 @@ not the order in which the layers were created.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -164,16 +166,21 @@ def _variant(backbone: str, origin: str) -> str:
     return origin if origin in variants else variants[0]
 
 
-def _slots(backbone: str, variant: str, origin: str) -> list[Slot]:
-    """Slots of a backbone for files of 'keras' or 'torch', sorted by `_order`."""
-    module = get_backbone(backbone, None, variant=variant)
+@functools.cache
+def _leaves(module: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shapes of a backbone's variables, by path."""
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
     )
-    leaves = {
+    return {
         tuple(key.key for key in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
+
+
+def _slots(backbone: str, variant: str, origin: str) -> list[Slot]:
+    """Slots of a backbone for files of 'keras' or 'torch', sorted by `_order`."""
+    leaves = _leaves(get_backbone(backbone, None, variant=variant))
     slots = []
     for path, shape in leaves.items():
         cut = -2 if "/".join(path[-2:]) in _LEAVES else -1
