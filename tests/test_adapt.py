@@ -175,33 +175,27 @@ def test_the_same_command_again(adapted, pictures, start):
     )
 
 
-def test_a_bound_on_wrong_verdicts_sets_two_thresholds(adapted, pictures, start):
-    """Also of a run that was finished with one, and back."""
-    folder, _ = adapted
-    kept = _kept(pictures, folder)
-    for name, max_wrong in (("banded", 0.1), ("single", None)):
-        out = folder / f"{name}.safetensors"
-        given = options(pictures, out, start, max_wrong=max_wrong, **kept)
-        assert adapt.adapt(given) == 0
-        card = detector.load(out).card
-        assert ("lower_logit" in card["threshold"]) == (max_wrong is not None)
-        if max_wrong is not None:
-            assert card["calibration"]["rule"] == "band"
-            assert card["calibration"]["max_wrong"] == max_wrong
-            page = (folder / f"{name}.report.html").read_text()
-            assert "It decides" in page
-
-
-def test_what_is_forgotten_keeps_the_file_from_being_written(
+def test_a_bound_on_wrong_verdicts_sets_two_thresholds(
     adapted, pictures, start, monkeypatch, capsys
 ):
+    """Also of a run that was finished with one, and back; then with a forced file."""
     folder, _ = adapted
+    kept = _kept(pictures, folder)
+    out = folder / "banded.safetensors"
+    assert adapt.adapt(options(pictures, out, start, max_wrong=0.1, **kept)) == 0
+    card = detector.load(out).card
+    assert "lower_logit" in card["threshold"]
+    assert card["calibration"]["rule"] == "band"
+    assert card["calibration"]["max_wrong"] == 0.1
+    assert "It decides" in (folder / "banded.report.html").read_text()
+
+    # What is forgotten keeps the file from being written.
     monkeypatch.setattr(tested, "judge", lambda *_: ["before may have lost 0.1"])
-    out, kept = folder / "forgotten.safetensors", _kept(pictures, folder)
+    out = folder / "forgotten.safetensors"
     assert adapt.adapt(options(pictures, out, start, **kept)) == 4
     assert not out.exists() and "--force" in capsys.readouterr().err
     assert adapt.adapt(options(pictures, out, start, force=True, **kept)) == 0
-    assert out.exists()
+    assert "lower_logit" not in detector.load(out).card["threshold"]
 
 
 def _tested(number, loss, *, old=True):
