@@ -165,7 +165,7 @@ def training_curves(
 ) -> None:
     """Draws losses (above) and validation accuracy (below) against the epoch.
 
-    A dot marks the lowest validation loss, whose checkpoint is kept as the best.
+    A dot marks the lowest validation loss.
 
     Args:
       path: the file to write; its suffix chooses svg or png.
@@ -212,7 +212,7 @@ def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
         keys = [
             Line2D([], [], label="training", **grey, **_TRAIN),
             Line2D([], [], label="validation", **grey),
-            Line2D([], [], label="best", marker="o", linestyle="", **grey),
+            Line2D([], [], label="its lowest loss", marker="o", linestyle="", **grey),
         ]
         above.legend(handles=keys, fontsize=9)
         runs = [
