@@ -304,7 +304,7 @@ def test_a_file_that_is_gone_cannot_be_shown_closer(chromium, served, folder, tm
         playwright.expect(inside.get_by_role("button")).to_have_text("Try again")
 
 
-def test_how_far_a_video_is(page, folder, detector, monkeypatch):
+def test_how_far_a_video_is(page, detector, monkeypatch, tmp_path):
     go, compute = threading.Event(), detector.logits
 
     def slow(views):
@@ -312,14 +312,12 @@ def test_how_far_a_video_is(page, folder, detector, monkeypatch):
         return compute(views)
 
     monkeypatch.setattr(detector, "logits", slow)
-    data = drawn_videos.encode(folder / "long.mp4", drawn_videos.textured(50))
-    choose(page, data)
+    choose(page, drawn_videos.encode(tmp_path / "long.mp4", drawn_videos.textured(50)))
     playwright.expect(page.locator("#working")).to_contain_text(
         "long.mp4, frame 41 of about 50"
     )
     go.set()
     judged(page, 1)
-    data.unlink()
 
 
 def test_by_keyboard_alone(page, folder, served):
