@@ -40,8 +40,9 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     )
     # Replayed images of the old forgery, per class: a comma list, 0 for none.
     config.replays = "200,0"
-    # Images of each class of the new forgery that the methods learn from: a comma list,
-    # whose figure shows what more of them are worth; '' for one number, the config's.
+    # Images of each class of the new forgery that the methods learn from, at most: a
+    # comma list, and a figure shows what more of them are worth; '' for the number that
+    # the config of each method has.
     config.shots = ""
     # Generators of the new forgery, with commas between them: each is held out of the
     # training in turn, by every method, and a second table says how it fares.

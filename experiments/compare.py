@@ -80,7 +80,7 @@ class Cell(NamedTuple):
       method: of `METHODS`, or `BASE`.
       replay: replayed images per class.
       held_out: a generator that is left out of the training, '' for none.
-      shots: new images per class; 0 for as many as the method's config says.
+      shots: new images per class, at most; 0 for as many as the method's config says.
     """
 
     method: str
@@ -90,7 +90,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the folders of its runs."""
+        """What the folders of its runs are called."""
         name = self.method + f"-replay{self.replay}" * (self.replay > 0)
         name += f"-shots{self.shots}" * (self.shots > 0)
         return name + f"-without-{self.held_out}" * bool(self.held_out)
@@ -125,7 +125,7 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
 
     registry.get_backbone(config.backbone)
     replays = _numbers(config.replays, "replays")
-    shots = _numbers(config.shots, "shots") if config.shots else [0]
+    shots = _numbers(config.shots, "shots", least=1) if config.shots else [0]
     seeds = max(config.seeds.values())
     if seeds < 1 or min(config.seeds.values()) < 0:
         raise UserError(
@@ -150,13 +150,13 @@ def list_cells(config: ml_collections.ConfigDict) -> Cells:
     return cells
 
 
-def _numbers(text: str, flag: str) -> list[int]:
+def _numbers(text: str, flag: str, least: int = 0) -> list[int]:
     parts = phases.names(text, flag)
     for part in parts:
-        if not part.isdecimal() or (flag == "shots" and not int(part)):
+        if not part.isdecimal() or int(part) < least:
             raise UserError(
-                f"{flag} has {part!r}: expected whole numbers with commas between "
-                f"them; give for example --config.{flag}=200,50"
+                f"{flag} has {part!r}: expected whole numbers from {least} with commas "
+                f"between them; give for example --config.{flag}=200,50"
             )
     return [int(part) for part in parts]
 
@@ -231,9 +231,6 @@ def write_table(
         for cell, runs in cells.items()
         if not cell.held_out and any(OLD in outcomes[run.name].scores for run in runs)
     ]
-    if not config.shots:
-        for row in rows:
-            del row["per class"]
     unseen = [
         _unseen_row(cell, cells, outcomes)
         for cell, runs in cells.items()
@@ -317,8 +314,8 @@ def _plots(cells: Cells, outcomes: grid.Outcomes) -> list[Any]:
                 plots.svg(comparison_plot.curves(lines)),
                 comparison_plot.curves_in_words(lines),
                 "AUROC on the new forgery by the number of its images of each class "
-                "that were trained on, with 95 % intervals: over the seeds, or over "
-                "the test images where there is one seed.",
+                "that were asked for. A line is the 95 % interval over the seeds, or "
+                "over the test images where there is one seed.",
             )
         )
     return figures
@@ -390,10 +387,10 @@ def _row(cell: Cell, cells: Cells, outcomes: grid.Outcomes) -> dict[str, str]:
         if run.config.seed in before
     ]
     minutes = [outcomes[run.name].seconds / 60 for run in done]
-    row = {
-        "method": cell.method,
-        "replay": str(cell.replay or "-"),
-        "per class": str(cell.shots or "-"),
+    row = {"method": cell.method, "replay": str(cell.replay or "-")}
+    if any(other.shots for other in cells):
+        row["images per class, at most"] = str(cell.shots or "-")
+    row |= {
         "new: accuracy, %": tables.percent(of(NEW, "accuracy")),
         "new: AUROC, %": tables.percent(of(NEW, "auc")),
         "old: accuracy, %": tables.percent(of(OLD, "accuracy")),

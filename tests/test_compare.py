@@ -204,7 +204,7 @@ def test_numbers_of_images_are_compared(cache_dir, tmp_path):
     found = [scored(tmp_path, name, "blended") for name in names]
     with (tmp_path / "compare.csv").open() as file:
         _, *rows = csv.DictReader(file)
-    assert [row["per class"] for row in rows] == ["12", "6"]
+    assert [row["images per class, at most"] for row in rows] == ["12", "6"]
     for row, auroc in zip(rows, found, strict=True):
         assert row["new: AUROC, %"] == f"{100 * auroc:.2f}"
     words = f"linear_probe: {found[1]:.3f} with 6, {found[0]:.3f} with 12"
@@ -226,10 +226,10 @@ def test_what_is_there_makes_a_table(cache_dir, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"replays": "some"}, "replays has 'some': expected whole numbers"),
+        ({"replays": "some"}, "replays has 'some': expected whole numbers from 0"),
         ({"replays": ""}, "replays is ''"),
         ({"shots": "few"}, "shots has 'few': expected whole numbers"),
-        ({"shots": "10,0"}, "shots has '0'"),
+        ({"shots": "10,0"}, "shots has '0': expected whole numbers from 1"),
         ({"seeds.fdftnet": -1}, "--config.seeds.fdftnet=3"),
         ({}, "expected a number of seeds for each method"),
     ],

@@ -117,7 +117,6 @@ def test_the_report_is_on_the_new_forgery_and_is_told_of(finished):
     assert "(toy-blended, split &#39;test&#39;)" in text
 
 
-@pytest.mark.slow
 def test_again_it_trains_nothing(finished):
     workdir, cache, _ = finished
     before = (workdir / "seed0" / "fdftnet" / "history.jsonl").stat()

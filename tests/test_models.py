@@ -516,18 +516,17 @@ def test_the_fine_tune_transformer_sees_reduced_images():
         jax.random.key(1), images
     )
 
+    # (Compiled without the backbone, whose map is not asked for.)
+    @functools.partial(jax.jit, static_argnums=0)
     def branch(model, images):
-        apply = functools.partial(
-            model.apply,
+        _, state = model.apply(
+            variables,
+            images,
             train=False,
             mutable=["intermediates"],
             capture_intermediates=lambda m, _: m.name == "fine_tune_transformer",
         )
-        _, state = apply(variables, images)
         return state["intermediates"]["fine_tune_transformer"]["__call__"][0]
-
-    # (Compiled without the backbone, whose map is not asked for.)
-    branch = jax.jit(branch, static_argnums=0)
 
     large = np.random.default_rng(0).uniform(-1, 1, (2, 128, 128, 3))
     weights = np.zeros((64, 128))

@@ -149,7 +149,10 @@ def curves(lines: Sequence[Curve]) -> Figure:
         axes.minorticks_off()
         every = sorted({n for line in lines for n in line.scores})
         axes.set_xticks(every, [str(n) for n in every])
-        axes.set(xlabel="new images of each class", ylabel="AUROC on the new forgery")
+        axes.set(
+            xlabel="new images of each class, at most",
+            ylabel="AUROC on the new forgery",
+        )
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         keys += axes.plot([], [], label="chance", **plots.REFERENCE)
