@@ -36,6 +36,8 @@ def config_of(step: str) -> ml_collections.ConfigDict:
     config = files.get(mode, finetune).get_config(f"{backbone},{data}")
     if mode == "features":
         config.data.size = 224
+    elif mode != "infer":
+        config.data.size = config.data.train_size or config.data.size
     return config
 
 

@@ -126,6 +126,7 @@ class Run:
             "augment.rescale": 0.0,
             "data.held_out": "",
             "data.crop_mirror": False,
+            "data.train_size": 0,
             "init_heads": False,
             "distillation": 0.0,
             "keep": "best",

@@ -230,7 +230,7 @@ def test_the_recipe_from_imagenet_s_weights(argument):
     config = flat(finetune.get_config(argument))
     config_values.check(finetune.get_config(argument))
     assert config["init_from"] == "imagenet"
-    assert (config["data.size"], config["data.view"]) == (128, "crops")
+    assert (config["data.train_size"], config["data.view"]) == (128, "crops")
     assert (config["trainable"], config["optimizer.name"]) == ("all", "adamw")
     assert not any(config[f"augment.{name}"] for name in ("zoom", "rotation"))
 

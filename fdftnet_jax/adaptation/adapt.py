@@ -270,6 +270,7 @@ def _start_from(
     config.data.scaling = trained.scaling
     config.data.decoding = trained.decoding
     config.data.size, config.data.view = trained.size, trained.view
+    config.data.train_size = trained.train_size
     if trained.view == "crops":
         config.data.crop_grid = trained.grid
         config.data.crop_mirror = trained.mirror

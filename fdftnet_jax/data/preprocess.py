@@ -79,6 +79,8 @@ class Preprocessing:
       grid: of 'crops', the windows along each axis that an image is scored by, evenly
         from edge to edge.
       mirror: of 'crops', whether an image is scored by each of them mirrored, too.
+      train_size: of 'crops', side of the windows that are trained on, in pixels, where
+        an image is scored by larger ones; 0 for `size`.
       scaling: a key of `SCALINGS`; 'minus_one_one' is [0, 255] -> [-1, 1].
       decoding: one of `images.DECODINGS`, for `images.read`; 'srgb' shows colours as a
         viewer does, 'stored' is what a record without this field stands for.
@@ -94,6 +96,7 @@ class Preprocessing:
     grid: int = 1
     decoding: str = "srgb"
     mirror: bool = False
+    train_size: int = 0
 
     def __post_init__(self) -> None:
         known: dict[str, Iterable[str]] = {
@@ -115,6 +118,13 @@ class Preprocessing:
                     f"expected preprocessing {field} to be a positive whole number, "
                     f"found {value!r}; give for example {example}"
                 )
+        largest = self.size if self.view == "crops" else 0
+        if not (isinstance(self.train_size, int) and 0 <= self.train_size <= largest):
+            raise UserError(
+                "expected preprocessing train_size to be a whole number from 0 to "
+                f"{largest} (the size of 'crops', 0 for any other view), found "
+                f"{self.train_size!r}; give such a number"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -146,7 +156,8 @@ class Preprocessing:
         image = self._large_enough(image)
         tops, lefts = (self._places(length) for length in image.shape[:2])
         corners = itertools.product(tops, lefts)
-        windows = [self._window(image, *corner) for corner in corners]
+        side = self.size
+        windows = [image[y : y + side, x : x + side] for y, x in corners]
         if self.mirror:
             windows += [window[:, ::-1] for window in windows]
         return np.stack(windows)
@@ -157,20 +168,40 @@ class Preprocessing:
         return self.grid**2 * (1 + self.mirror) if self.view == "crops" else 1
 
     def random_view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A view to train on: of 'crops', one window anywhere in the image.
+        """A view to train on: of 'crops', a window anywhere in the image.
 
         Args:
           image: [h, w, 3] uint8 RGB.
           rng: of the draw.
 
         Returns:
-          [size, size, 3] uint8 RGB.
+          [side, side, 3] uint8 RGB, where `side` is `train_side`.
         """
         if self.view == "resize":
             return self(image)
-        image = self._large_enough(image)
-        top, left = (rng.integers(0, n - self.size + 1) for n in image.shape[:2])
-        return self._window(image, int(top), int(left))
+        image, side = self._large_enough(image), self.train_side
+        top, left = (int(rng.integers(0, n - side + 1)) for n in image.shape[:2])
+        return image[top : top + side, left : left + side]
+
+    def middle_view(self, image: np.ndarray) -> np.ndarray:
+        """One view, as large as those that are trained on, from the middle.
+
+        Args:
+          image: [h, w, 3] uint8 RGB.
+
+        Returns:
+          [side, side, 3] uint8 RGB, where `side` is `train_side`.
+        """
+        if self.view == "resize":
+            return self(image)
+        image, side = self._large_enough(image), self.train_side
+        top, left = ((n - side) // 2 for n in image.shape[:2])
+        return image[top : top + side, left : left + side]
+
+    @property
+    def train_side(self) -> int:
+        """Side of the views that are trained on, in pixels."""
+        return self.train_size or self.size
 
     def _large_enough(self, image: np.ndarray) -> np.ndarray:
         """The image, enlarged in proportion where it is smaller than a window."""
@@ -187,9 +218,6 @@ class Preprocessing:
         if self.grid == 1:
             return [free // 2]
         return [round(i * free / (self.grid - 1)) for i in range(self.grid)]
-
-    def _window(self, image: np.ndarray, top: int, left: int) -> np.ndarray:
-        return image[top : top + self.size, left : left + self.size]
 
 
 def scale(images: Array, scaling: str = "minus_one_one") -> Array:

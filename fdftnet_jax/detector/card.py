@@ -18,6 +18,7 @@ _VIEWS = {
     "resize": "the whole picture, resized to {size}x{size}",
     "crops": "{grid}x{grid} windows of {size}x{size} pixels{mirrored}, mean of their "
     "logits",
+    "centre": "the middle {size}x{size} pixels; smaller pictures are enlarged to that",
 }
 
 
@@ -106,8 +107,11 @@ def _network(card: dict[str, Any]) -> str:
 
 def _input(record: dict[str, Any]) -> str:
     mirrored = " and mirrored" * record.get("mirror", False)
-    view = _VIEWS[record["view"]].format(**record, mirrored=mirrored)
-    return f"{view}; pixels scaled by {record['scaling']}"
+    view = record["view"]
+    if view == "crops" and record["grid"] == 1 and not mirrored:
+        view = "centre"
+    seen = _VIEWS[view].format(**record, mirrored=mirrored)
+    return f"{seen}; pixels scaled by {record['scaling']}"
 
 
 def _faces(rules: dict[str, Any] | None) -> str:

@@ -25,6 +25,7 @@ _RANGES: checks.Ranges = {
     "data.toy_seed": (int, 0, math.inf),
     "data.shots": (int, 0, math.inf),
     "data.size": (int, 1, math.inf),
+    "data.train_size": (int, 0, math.inf),
     "data.memory_megabytes": (int, 0, math.inf),
     "data.device_megabytes": (int, 0, math.inf),
     "data.threads": (int, 0, math.inf),
@@ -102,6 +103,13 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"distillation is {config.distillation} with init_heads=False: expected a "
             "network that judges already; give one with --config.init_from=PATH "
             "--config.init_heads=True"
+        )
+    network = (config.model.kind, config.model.backbone)
+    if config.data.train_size and network == ("classifier", "shallownetv3"):
+        raise UserError(
+            f"data.train_size is {config.data.train_size} with the classifier "
+            "shallownetv3, whose dense layers fit images of one size alone: expected "
+            "--config.data.train_size=0"
         )
     closed_form = config.optimizer.name == "logistic"
     frozen = config.trainable == "head" and not config.release_epoch

@@ -13,12 +13,12 @@ import ml_collections
 FROM_IMAGENET: dict[str, Any] = {
     "init_from": "imagenet",
     "model.kind": "fdftnet",
-    # Windows at native resolution: reducing a picture takes the traces away. Four score
-    # a picture of up to 256x256 whole; so do they mirrored.
-    "data.size": 128,
+    # Native resolution: reducing a picture takes the traces away. Windows train, the
+    # whole of a picture of up to 256x256 is scored: better than the mean of windows.
     "data.view": "crops",
-    "data.crop_grid": 2,
-    "data.crop_mirror": True,
+    "data.size": 256,
+    "data.train_size": 128,
+    "data.crop_grid": 1,
     # Pictures of the old forgery, per class, among those of the new one.
     "data.replay": 200,
     # The backbone's maps of small depth, too, which hold what is left of the traces.
@@ -124,6 +124,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.decoding = "srgb"
     # Side of the network's square input, in pixels.
     config.data.size = 64
+    # crops: side of the windows that are trained on, where images are scored by larger
+    # ones; 0 for data.size. An image smaller than data.size is enlarged to it in both.
+    config.data.train_size = 0
     # Scaling of the pixels: 'minus_one_one', 'zero_one', 'imagenet' or 'clip' (mean and
     # standard deviation of these); '' is what the weights of init_from expect, or
     # [-1, 1].

@@ -1,6 +1,5 @@
 """How the images of a training reach its steps: views, balance, batches, devices."""
 
-import dataclasses
 import functools
 import statistics
 import time
@@ -115,7 +114,7 @@ def sources(
     """
     views: list[Any] = [preprocessing, preprocessing]
     if config.keep == "last":
-        views[1] = dataclasses.replace(preprocessing, grid=1, mirror=False)
+        views[1] = preprocessing.middle_view
     if random_view(config, preprocessing) is not None:
         views[0] = pipeline.native
     if preprocessing.view == "crops":

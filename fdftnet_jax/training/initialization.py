@@ -213,6 +213,7 @@ def preprocessing(
         grid=config.data.crop_grid if config.data.view == "crops" else 1,
         decoding=config.data.decoding,
         mirror=config.data.view == "crops" and config.data.crop_mirror,
+        train_size=config.data.train_size,
     )
 
 

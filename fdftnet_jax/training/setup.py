@@ -71,8 +71,13 @@ def network(
         "dtype": config.dtype,
     }
     model = registry.build(described, axis_name=steps.AXIS)
+    preprocessing = initialization.preprocessing(config, start.scaling)
     variables = initialization.initialise(
-        model, described, size=config.data.size, seed=config.seed, start=start
+        model,
+        described,
+        size=preprocessing.train_side,
+        seed=config.seed,
+        start=start,
     )
     if start.weights and saved is None:
         left_out = ", ".join(start.weights.left_out) or "nothing"
@@ -80,7 +85,6 @@ def network(
             f"backbone of {start.weights.path}, images scaled as {start.scaling}; "
             f"left out of the file: {left_out}"
         )
-    preprocessing = initialization.preprocessing(config, start.scaling)
     return Network(described, model.apply, variables, preprocessing, start)
 
 
