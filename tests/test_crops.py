@@ -1,5 +1,6 @@
 """Windows at native resolution: random in training, a grid in evaluation."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -75,6 +76,45 @@ def test_random_windows_lie_anywhere():
     for window in windows:
         assert_whole(window, 8)
     assert set(corners(windows)) == {(r, c) for r in range(4) for c in range(3)}
+
+
+def test_smaller_windows_train():
+    """They lie anywhere in what is scored, which stays as large as it was."""
+    scored = crops(size=16, grid=1)
+    preprocessing = dataclasses.replace(scored, train_size=8)
+    image = numbered(18, 17)
+    np.testing.assert_array_equal(preprocessing(image), scored(image))
+    rng = np.random.default_rng(0)
+    windows = [preprocessing.random_view(image, rng) for _ in range(800)]
+    for window in windows:
+        assert_whole(window, 8)
+    assert set(corners(windows)) == {(r, c) for r in range(11) for c in range(10)}
+    middle = preprocessing.middle_view(image)
+    assert_whole(middle, 8)
+    assert corners([middle]) == [(5, 4)]
+    assert preprocess.Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+
+
+def test_smaller_windows_are_of_an_image_as_large_as_what_is_scored():
+    """A small image is enlarged alike for both: what is scored looks as in training."""
+    preprocessing = preprocess.Preprocessing(view="crops", size=16, train_size=4)
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    [enlarged] = preprocessing(image)
+    pieces = {
+        enlarged[y : y + 4, x : x + 4].tobytes() for y in range(13) for x in range(13)
+    }
+    rng = np.random.default_rng(1)
+    drawn = [preprocessing.random_view(image, rng) for _ in range(50)]
+    assert {window.tobytes() for window in drawn} <= pieces
+
+
+@pytest.mark.parametrize(
+    ("view", "train_size"),
+    [("crops", 17), ("crops", -1), ("crops", 8.0), ("resize", 8)],
+)
+def test_a_wrong_size_of_the_windows_that_train(view, train_size):
+    with pytest.raises(UserError, match="train_size to be a whole number from 0 to"):
+        preprocess.Preprocessing(view=view, size=16, train_size=train_size)
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (1, 30)])

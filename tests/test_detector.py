@@ -42,9 +42,10 @@ def resized(tmp_path_factory, finetuned):
 
 @pytest.fixture(scope="module")
 def cropped(tmp_path_factory, cache_dir):
-    """The same of a run that cuts windows."""
+    """The same of a run that cuts windows, and trains on smaller ones."""
     folder = tmp_path_factory.mktemp("cropped")
     changes = {"data.view": "crops", "data.crop_grid": 2, "epochs": 1}
+    changes |= {"data.size": small_runs.SIZE + 8, "data.train_size": small_runs.SIZE}
     workdir = small_runs.run(
         small_runs.config(cache_dir, **changes), folder / "windows"
     )

@@ -222,7 +222,7 @@ def test_classes_of_different_size_are_warned_of_where_windows_are_cut(
         config.keep = "last"
     _, validation = feed.sources(data, config, crops)
     # Whatever validation says: one window, in the middle.
-    [window] = validation[0]["image"]
+    window = validation[0]["image"]
     whole = images.decode_png(data.validation[0].records[0]["image"])
     top, left = ((length - 32) // 2 for length in whole.shape[:2])
     np.testing.assert_array_equal(window, whole[top : top + 32, left : left + 32])
