@@ -51,4 +51,5 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     if config.model.backbone == "vit":
         # What its positions were trained for, or near it.
         config.data.size = 224
+        config.data.train_size = 0
     return config

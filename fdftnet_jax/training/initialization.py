@@ -206,14 +206,17 @@ def preprocessing(
     config: ml_collections.ConfigDict, scaling: str
 ) -> preprocess.Preprocessing:
     """The record of how images become the input of the config's network."""
+    of_crops = {
+        "grid": config.data.crop_grid,
+        "mirror": config.data.crop_mirror,
+        "train_size": config.data.train_size,
+    }
     return preprocess.Preprocessing(
         view=config.data.view,
         size=config.data.size,
         scaling=scaling,
-        grid=config.data.crop_grid if config.data.view == "crops" else 1,
         decoding=config.data.decoding,
-        mirror=config.data.view == "crops" and config.data.crop_mirror,
-        train_size=config.data.train_size,
+        **(of_crops if config.data.view == "crops" else {}),
     )
 
 
