@@ -13,6 +13,8 @@ from configs.ablation import table6
 from experiments import ablate, grid
 from fdftnet_jax.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def small_config(cache_dir):
     config = config_file.get_config("ours", "model.num_stages", "0,1")

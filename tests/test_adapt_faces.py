@@ -18,6 +18,8 @@ from fdftnet_jax.faces import choice
 from fdftnet_jax.prediction import faces as prediction_faces
 from fdftnet_jax.run import Run
 
+pytestmark = pytest.mark.slow
+
 RULES = {
     **{"detector": "cascade", "detector_version": "1", "faces": "largest"},
     **{"margin": 0.3, "min_size": 48, "min_confidence": 4.5},

@@ -42,7 +42,7 @@ def test_a_step_of_training_and_of_scoring_is_traced(backbone, kind):
     assert scored["logits"].shape == (2, 4, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", registry.OF_PAPER)
 def test_pretrain_finetune_evaluate(backbone, tmp_path, cache_dir):
     """Compiles for one to four minutes each."""

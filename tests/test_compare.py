@@ -12,6 +12,8 @@ from configs import compare as config_file
 from experiments import compare, grid
 from fdftnet_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("fdftnet", "full_finetune", "linear_probe")
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from fdftnet_jax.run import Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     f"--config.{part}.{field}"

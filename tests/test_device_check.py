@@ -57,7 +57,7 @@ def test_a_peer_that_is_not_there():
     assert "no-such-program" in device_check._peer("no-such-program --fast")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_rehearsal_fails_nowhere():
     done = subprocess.run(
         [sys.executable, "-m", "experiments.device_check", "--small"],

@@ -17,6 +17,8 @@ from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.training import loop, steps
 from fdftnet_jax.training.interruption import Interruption, StopRequestedError
 
+pytestmark = pytest.mark.slow
+
 
 def signal_in(monkeypatch, name, call):
     """Sends SIGTERM to this process in the `call`-th call of a pmapped step."""
@@ -178,7 +180,7 @@ def test_killed_while_saving(cache_dir, tmp_path):
     small_runs.assert_same(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_at_random(devices, tmp_path):
     """At least 12 kills for either number of devices, the cold start's data among them.

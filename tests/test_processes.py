@@ -20,6 +20,8 @@ from fdftnet_jax.evaluation import calibration
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import feed, processes
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 

@@ -195,7 +195,7 @@ class Killing(apart.Reading):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_rows_are_those_of_csv_and_are_resumed(
     tmp_path, ray, folder, expected, monkeypatch
@@ -215,7 +215,7 @@ def test_the_rows_are_those_of_csv_and_are_resumed(
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_what_kills_its_reader_has_a_reason_and_stops_nothing(
     tmp_path, ray, folder, expected, monkeypatch
@@ -236,7 +236,7 @@ def test_what_kills_its_reader_has_a_reason_and_stops_nothing(
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_wrong_with_all_files_ends_the_command(
     tmp_path, ray, folder, monkeypatch

@@ -175,7 +175,7 @@ def test_damaged_files_have_verdicts(served):
     assert counts["unexpected"] == 0 and counts["undecided"] > 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_left_and_stopped_loses_nothing(tmp_path):
     paths = serving_load.write_pictures(tmp_path, 12, 2_000_000)
     expected = serving_load.expected_rows(paths)

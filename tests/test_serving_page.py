@@ -20,6 +20,8 @@ from fdftnet_jax.data import toy
 from fdftnet_jax.faces import detection
 from fdftnet_jax.verdicts import Thresholds
 
+pytestmark = pytest.mark.slow
+
 REASON = "needs fdftnet_jax[serve], httpx and playwright"
 playwright = pytest.importorskip("playwright.sync_api", reason=REASON)
 served_by = pytest.importorskip("served", reason=REASON)

@@ -17,6 +17,8 @@ from fdftnet_jax.errors import Interrupted
 from fdftnet_jax.reporting import paper
 from fdftnet_jax.training import loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RUNS = [f"toy/small/seed{seed}/{run}" for seed in (0, 1) for run in ("base", "fdftnet")]
 

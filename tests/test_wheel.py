@@ -206,6 +206,7 @@ def test_from_two_folders_to_verdicts(user, pictures, small):
     assert _files(user.folder) == made | {"results.csv"}
 
 
+@pytest.mark.long
 def test_from_published_weights(user, pictures):
     """They are of a package that is installed, too; its network takes minutes."""
     folder = pictures / toy.FAMILIES[0]
