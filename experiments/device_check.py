@@ -448,7 +448,7 @@ def _memory() -> Iterator[Row]:
         changes = {"data.size": size, "batch_size": batch, "model.ftt_size": ftt}
         work = benchmark.prepare(_config(backbone, **changes), "finetune")
         step: Any = work.step
-        found = step.lower(work.carry, work.batch).compile().memory_analysis()
+        found = step.lower(work.carry, work.batches[0]).compile().memory_analysis()
         # The new state takes the place of the old one.
         return found.temp_size_in_bytes + found.argument_size_in_bytes
 

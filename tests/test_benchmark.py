@@ -71,7 +71,7 @@ def test_a_step_is_timed_to_its_end():
         return carry, jnp.zeros(())
 
     matrix = steps.replicate(np.eye(side, dtype=np.float32))
-    work = benchmark.Work(jax.pmap(product), matrix, {"x": matrix})
+    work = benchmark.Work(jax.pmap(product), matrix, [{"x": matrix}])
     work.run()
     work.run()
     assert all(leaf.is_ready() for leaf in jax.tree.leaves(work.carry))

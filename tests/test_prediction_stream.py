@@ -1,8 +1,5 @@
 """Decoding beside scoring: the order, the batches, and what is in memory at a time."""
 
-import threading
-import time
-
 import numpy as np
 import pytest
 import stand_in
@@ -14,49 +11,6 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.prediction import stream
 from fdftnet_jax.prediction.inputs import Item
 from fdftnet_jax.prediction.stream import Content
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("ahead", [0, 5])
-def test_results_in_order_and_no_more_than_so_many_at_once(threads, ahead):
-    rng = np.random.default_rng(0)
-    waits = rng.uniform(0, 0.003, 60)
-    taken, given, most = 0, 0, 0
-
-    def things():
-        nonlocal given, most
-        for number in range(60):
-            given += 1
-            most = max(most, given - taken)
-            yield number
-
-    def work(number):
-        time.sleep(waits[number])
-        return number
-
-    found = []
-    for number in stream.in_order(work, things(), threads=threads, ahead=ahead):
-        taken += 1
-        found.append(number)
-    assert found == list(range(60))
-    assert most <= ahead + 2
-
-
-def test_work_that_is_not_wanted_any_more_is_not_begun():
-    begun = []
-    gate = threading.Event()
-
-    def work(number):
-        begun.append(number)
-        if number:
-            gate.wait(10)
-        return number
-
-    found = stream.in_order(work, iter(range(100)), threads=1, ahead=9)
-    assert next(found) == 0
-    found.close()
-    gate.set()
-    assert len(begun) <= 2
 
 
 def seen(faces, views, value, size=2):

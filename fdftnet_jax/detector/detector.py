@@ -36,6 +36,7 @@ import jax.export
 import numpy as np
 from scipy import special
 
+from fdftnet_jax import parallel
 from fdftnet_jax.data import images as image_files
 from fdftnet_jax.data import splits
 from fdftnet_jax.data.preprocess import Preprocessing
@@ -160,8 +161,9 @@ class Detector:
     def logits(self, views: np.ndarray) -> np.ndarray:
         """Computes the log odds of views, logit(fake) - logit(real).
 
-        A batch is filled up to a power of two, and each such number is compiled once,
-        and has to give the logits that the file states for two computed pictures.
+        A batch is filled up to a power of two, of which each number (on a CPU that of
+        a part) is compiled once, and has to give the logits that the file states for
+        two computed pictures.
 
         Args:
           views: [b, size, size, 3] uint8, or [b, v, size, size, 3] of v views of each
@@ -191,7 +193,7 @@ class Detector:
             return np.zeros(len(views))
         padded = np.zeros((_power_of_two(len(rows)), size, size, 3), np.uint8)
         padded[: len(rows)] = rows
-        logits = np.asarray(self._run(padded))[: len(rows)]
+        logits = self._run(padded)[: len(rows)]
         # As in evaluation, the mean is of float32.
         logits = logits.reshape(len(views), -1, 2).mean(1)
         log_odds = logits[:, 1].astype(np.float64) - logits[:, 0]
@@ -303,15 +305,22 @@ class Detector:
             raise ValueError(f"its program gives {result.dtype} {list(result.shape)}")
         return exported.call
 
-    def _run(self, views: np.ndarray) -> jax.Array:
+    def _run(self, views: np.ndarray) -> np.ndarray:
         """Computes the logits [b, 2] of a batch."""
         if self._on_device is None:
             self._on_device = jax.device_put(self._arrays)
-        if len(views) not in self._compiled:
-            compiled = self._lowered(views).compile()
-            self._check(compiled, len(views))
-            self._compiled[len(views)] = compiled
-        return self._compiled[len(views)](self._on_device, views)
+        parts = np.split(views, parallel.parts(len(views)))
+        size = len(parts[0])
+        if size not in self._compiled:
+            compiled = self._lowered(parts[0]).compile()
+            self._check(compiled, size)
+            self._compiled[size] = compiled
+        compiled = self._compiled[size]
+        return np.concatenate(
+            parallel.at_once(
+                lambda part: np.asarray(compiled(self._on_device, part)), parts
+            )
+        )
 
     def _check(self, compiled: jax.stages.Compiled, batch_size: int) -> None:
         """Compares logits with those that the file states; see `logits`."""

@@ -72,7 +72,7 @@ class Network:
       preprocessing: between a decoded image and the network.
     """
 
-    def __init__(self, run: Run, *, batch_size: int = 256):
+    def __init__(self, run: Run, *, batch_size: int = 64):
         """Loads the checkpoint.
 
         Args:
@@ -154,7 +154,7 @@ def score_split(
     split: str = "test",
     *,
     data: dict[str, Any] | None = None,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Scores:
     """Scores every image of a split exactly once with a run's best checkpoint.
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 import fdftnet_jax
+from fdftnet_jax import parallel
 from fdftnet_jax.data import images
 from fdftnet_jax.faces.choice import FaceRules
 from fdftnet_jax.prediction import faces, inputs, outputs, results, stream, video
@@ -142,7 +143,7 @@ class Scorer:
         """
         # For the videos that are being read.
         stop = threading.Event()
-        read = stream.in_order(
+        read = parallel.in_order(
             self.reader(stop),
             items,
             threads=threads or os.cpu_count() or 1,

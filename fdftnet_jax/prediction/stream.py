@@ -6,9 +6,8 @@ of the network at most; the network scores batches of one size.
 
 import collections
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent import futures
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from fdftnet_jax.prediction.video import VideoResult
 
 # Characters of an unexpected error that are shown.
 _LONGEST = 150
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 # From an item's path to one that can be opened, for as long as it is needed.
 Opened = Callable[[str], contextlib.AbstractContextManager[str]]
 
@@ -141,30 +138,6 @@ class Reader:
         stacked = np.stack([v if v.ndim == 4 else v[None] for v in views])
         boxes, notes = tuple(seen.boxes), seen.picture.notes
         return Content(item, inputs.IMAGE, stacked, boxes, notes=notes)
-
-
-def in_order(
-    work: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int, ahead: int
-) -> Generator[Result, None, None]:
-    """Does tasks in threads and yields the results in the order of the tasks.
-
-    Args:
-      work: is called in any thread; what it raises is raised here.
-      tasks: is read as far as needed.
-      threads: number of threads.
-      ahead: results that may wait, or be worked on, before the one that is yielded.
-    """
-    pool = futures.ThreadPoolExecutor(threads)
-    waiting: collections.deque[futures.Future[Result]] = collections.deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def scored(

@@ -2,7 +2,8 @@
 
 Timed is the pmapped step of training and of scoring (`steps.pmap_steps`), with the
 optimiser of the config, on new weights and random images that are on the devices
-already. Augmentation is off; the state is donated and carried on, as in training.
+already. Augmentation is off; the state is donated and carried on, as in training. Of
+scoring the parts of a batch are timed side by side, as a detector scores them.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from fdftnet_jax import parallel
 from fdftnet_jax.data import preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import counting, registry
@@ -46,24 +48,28 @@ class Work:
     Attributes:
       step: pmapped, `(carry, batch) -> (carry, metrics)`.
       carry: on the devices, the training state or the network's variables.
-      batch: on the devices, as the step expects it.
+      batches: on the devices, as the step expects them; of training one, of scoring
+        the parts that are scored side by side (see `parallel`).
     """
 
     step: Callable[[Any, steps.Batch], tuple[Any, Any]]
     carry: Any
-    batch: steps.Batch
+    batches: Sequence[steps.Batch]
 
     def run(self) -> float:
         """Takes a step to its end, and returns its seconds."""
         began = time.perf_counter()
-        self.carry, metrics = self.step(self.carry, self.batch)
-        jax.block_until_ready((self.carry, metrics))
+        carry = self.carry
+        ended = parallel.at_once(
+            lambda batch: jax.block_until_ready(self.step(carry, batch)), self.batches
+        )
+        self.carry = ended[-1][0]
         return time.perf_counter() - began
 
     def flops(self) -> int:
         """Floating-point operations of a step on all devices, see `counting`."""
-        one_device = counting.flops(self.step, self.carry, self.batch)
-        return one_device * jax.local_device_count()
+        one_device = counting.flops(self.step, self.carry, self.batches[0])
+        return one_device * jax.local_device_count() * len(self.batches)
 
 
 def prepare(config: ml_collections.ConfigDict, mode: str) -> Work:
@@ -141,7 +147,12 @@ def make_work(
         )
     carry = steps.replicate(carry)
     sharding = jax.tree.leaves(carry)[0].sharding
-    return Work(step, carry, jax.device_put(steps.shard(batch), sharding))
+    one_device = jax.local_device_count() == 1
+    scoring = mode in ("infer", "features")
+    parts = parallel.parts(number) if scoring and one_device else 1
+    rows = {name: np.split(values, parts) for name, values in batch.items()}
+    batches = [{name: rows[name][i] for name in rows} for i in range(parts)]
+    return Work(step, carry, jax.device_put([*map(steps.shard, batches)], sharding))
 
 
 def images_per_second(work: Work, batch_size: int, repeat: int) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fdftnet_jax
-from fdftnet_jax import files
+from fdftnet_jax import files, parallel
 from fdftnet_jax.data import caches, pipeline, preprocess
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
@@ -228,12 +228,16 @@ def compute(
     """
     p_step = pmap_step(apply, scaling)
     variables = steps.replicate(variables)
-    rows = []
-    for batch in batches:
+
+    def features(batch: pipeline.Example) -> np.ndarray:
         dealt = steps.shard({"image": batch["image"]})["image"]
         pooled = np.asarray(p_step(variables, dealt))
-        rows.append(pooled.reshape(-1, pooled.shape[-1]))
-        progress(len(rows[-1]))
+        return pooled.reshape(-1, pooled.shape[-1])
+
+    rows = []
+    for pooled in parallel.scored(features, batches):
+        rows.append(pooled)
+        progress(len(pooled))
     return np.concatenate(rows)
 
 

@@ -7,8 +7,8 @@ only places that know of device axes.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import flax.jax_utils
 import flax.struct
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fdftnet_jax import parallel
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.ops.reduction import device_mean
 from fdftnet_jax.training import freezing
 
 AXIS = "batch"
-Item = TypeVar("Item")
 Batch = Mapping[str, Any]
 # Sums over the global batch: {'loss': ..., 'correct': ..., 'count': ...}, and in
 # training 'nonfinite': above 0 where a loss or the gradient is not finite.
@@ -278,22 +278,15 @@ def evaluate(
     """
     logits = np.full((num_examples, 2), np.nan, np.float32)
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
-    scored = (p_eval_step(variables, shard(batch)) for batch in batches)
-    for rows in map(unreplicate, _one_behind(scored)):
+
+    def score(batch: Batch) -> dict[str, np.ndarray]:
+        return unreplicate(p_eval_step(variables, shard(batch)))
+
+    for rows in parallel.scored(score, batches):
         real = rows["mask"].reshape(-1) > 0
         logits[rows["index"].reshape(-1)[real]] = rows["logits"].reshape(-1, 2)[real]
         sums = {name: total + float(rows[name]) for name, total in sums.items()}
     return means(sums), logits
-
-
-def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Yields each item once the next one is made: the devices have work meanwhile."""
-    pending: list[Item] = []
-    for item in items:
-        pending.append(item)
-        if len(pending) > 1:
-            yield pending.pop(0)
-    yield from pending
 
 
 def pmap_steps(task: Task, devices: Sequence[jax.Device] | None = None):

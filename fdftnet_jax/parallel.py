@@ -1,0 +1,100 @@
+"""Work in threads: results in order, and rows of a batch on all cores of a CPU."""
+
+import collections
+import functools
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent import futures
+from typing import TypeVar
+
+import jax
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+# The fewest rows of a part, and the most batches in hand: each takes memory.
+_ROWS = 8
+_BATCHES = 4
+
+
+def in_order(
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Does tasks in threads and yields the results in the order of the tasks.
+
+    Args:
+      work: is called in any thread; what it raises is raised here.
+      tasks: is read as far as needed.
+      threads: number of threads.
+      ahead: results that may wait, or be worked on, before the one that is yielded.
+    """
+    pool = futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[futures.Future[Result]] = collections.deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def scored(
+    score: Callable[[Task], Result], batches: Iterable[Task]
+) -> Generator[Result, None, None]:
+    """Scores batches and yields the results in order.
+
+    The first is scored alone, since it is compiled. Then a CPU with one device has
+    several in hand (see `parts`), other devices one while the next is read.
+
+    Args:
+      score: is called in any thread.
+      batches: is read as far as needed.
+    """
+    rest = iter(batches)
+    for first in itertools.islice(rest, 1):
+        yield score(first)
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    number = min(cores(), _BATCHES) if one_cpu else 1
+    yield from in_order(score, rest, threads=number, ahead=number)
+
+
+def parts(rows: int) -> int:
+    """Into how many equal parts a batch is cut that is scored on one device.
+
+    XLA divides each layer among the cores of a CPU and waits for the slowest before the
+    next; programs of their own for parts of the batch, side by side, do not wait.
+
+    Args:
+      rows: of the batch.
+
+    Returns:
+      A power of two that divides `rows`; 1 for other devices.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    number = 1
+    while rows % (2 * number) == 0 and 2 * number <= min(cores(), rows // _ROWS):
+        number *= 2
+    return number
+
+
+def at_once(work: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+    """Does a few tasks side by side, one alone in the caller's thread."""
+    if len(tasks) == 1:
+        return [work(tasks[0])]
+    return list(_pool().map(work, tasks))
+
+
+@functools.cache
+def _pool() -> futures.ThreadPoolExecutor:
+    return futures.ThreadPoolExecutor(cores())
