@@ -19,7 +19,7 @@ STEPS = {
     "infer-resnet50v2": "score images, FDFtNet on ResNet50V2",
     "infer-squeezenet": "score images, FDFtNet on SqueezeNet",
     "infer-shallownetv3": "score images, FDFtNet on ShallowNetV3",
-    "infer-efficientnet_lite0": "score windows by the default detector",
+    "infer-efficientnet_lite0": "score images by the default detector",
     "finetune-efficientnet_lite0": "fine-tune by the default recipe",
     "finetune-xception": "fine-tune FDFtNet, Xception frozen",
     "pretrain-xception": "pre-train Xception",
