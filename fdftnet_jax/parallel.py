@@ -1,4 +1,7 @@
-"""Work in threads: results in order, and rows of a batch on all cores of a CPU."""
+"""Work in threads: results in order, and rows of a batch on all cores of a CPU.
+
+Readers in processes of their own import it, too, which need no JAX.
+"""
 
 import collections
 import functools
@@ -7,8 +10,6 @@ import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent import futures
 from typing import TypeVar
-
-import jax
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -60,6 +61,8 @@ def scored(
       score: is called in any thread.
       batches: is read as far as needed.
     """
+    import jax
+
     rest = iter(batches)
     for first in itertools.islice(rest, 1):
         yield score(first)
@@ -80,6 +83,8 @@ def parts(rows: int) -> int:
     Returns:
       A power of two that divides `rows`; 1 for other devices.
     """
+    import jax
+
     if jax.default_backend() != "cpu":
         return 1
     number = 1

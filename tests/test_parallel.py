@@ -1,5 +1,7 @@
 """Work in threads: its order, how much is in hand, and into what a batch is cut."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -131,3 +133,9 @@ def test_a_detector_scores_the_same_in_parts(monkeypatch):
         found[cores] = fdftnet_jax.load("toy").logits(views)
     assert np.ptp(found[1]) > 0.1
     np.testing.assert_allclose(found[4], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_processes_that_only_read_do_not_load_jax():
+    """It would take a hundred megabytes in each of them."""
+    code = "import sys, fdftnet_jax.scale.apart; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
