@@ -324,9 +324,11 @@ def test_preprocessing_round_trips_through_a_dict():
         "grid": 1,
         "decoding": "srgb",
         "mirror": False,
+        "train_size": 0,
     }
     assert preprocess.Preprocessing.from_dict(values) == preprocessing
-    del values["decoding"], values["mirror"]  # As version 0.2 wrote it.
+    # As version 0.2 wrote it.
+    del values["decoding"], values["mirror"], values["train_size"]
     assert preprocess.Preprocessing.from_dict(values).decoding == "stored"
 
 
