@@ -12,6 +12,7 @@ from concurrent import futures
 from typing import TypeVar
 
 Task = TypeVar("Task")
+Pending = TypeVar("Pending")
 Result = TypeVar("Result")
 # The fewest rows of a part, and the most batches in hand: each takes memory.
 _ROWS = 8
@@ -50,25 +51,38 @@ def cores() -> int:
 
 
 def scored(
-    score: Callable[[Task], Result], batches: Iterable[Task]
+    score: Callable[[Task], Pending],
+    read: Callable[[Pending], Result],
+    batches: Iterable[Task],
 ) -> Generator[Result, None, None]:
     """Scores batches and yields the results in order.
 
-    The first is scored alone, since it is compiled. Then a CPU with one device has
-    several in hand (see `parts`), other devices one while the next is read.
+    A CPU with one device has several in hand (see `parts`) after the first, which is
+    compiled. Several devices or processes, whose programs wait for each other, have
+    theirs in the caller's order: one is computed while the next is read.
 
     Args:
-      score: is called in any thread.
+      score: begins a batch; on one CPU it is called in any thread.
+      read: brings what it gave to the host, likewise.
       batches: is read as far as needed.
     """
     import jax
 
     rest = iter(batches)
-    for first in itertools.islice(rest, 1):
-        yield score(first)
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    number = min(cores(), _BATCHES) if one_cpu else 1
-    yield from in_order(score, rest, threads=number, ahead=number)
+    number = min(cores(), _BATCHES)
+    if number > 1 and jax.default_backend() == "cpu" and jax.device_count() == 1:
+        for first in itertools.islice(rest, 1):
+            yield read(score(first))
+        yield from in_order(
+            lambda batch: read(score(batch)), rest, threads=number, ahead=number
+        )
+        return
+    pending: list[Pending] = []
+    for batch in rest:
+        pending.append(score(batch))
+        if len(pending) > 1:
+            yield read(pending.pop(0))
+    yield from map(read, pending)
 
 
 def parts(rows: int) -> int:

@@ -104,12 +104,13 @@ def test_batches_are_scored_in_order_after_a_first_that_compiles(
             ended.append(batch)
         return -batch
 
-    assert list(parallel.scored(score, iter(range(12)))) == [-i for i in range(12)]
+    found = parallel.scored(score, str, iter(range(12)))
+    assert list(found) == [str(-i) for i in range(12)]
     assert most_running == most
 
 
 def test_no_batches():
-    assert list(parallel.scored(abs, [])) == []
+    assert list(parallel.scored(abs, abs, [])) == []
 
 
 def test_what_a_batch_raises_is_raised():
@@ -118,8 +119,8 @@ def test_what_a_batch_raises_is_raised():
             raise ValueError("of batch 2")
         return batch
 
-    found = parallel.scored(score, iter(range(9)))
-    assert [next(found), next(found)] == [0, 1]
+    found = parallel.scored(score, str, iter(range(9)))
+    assert [next(found), next(found)] == ["0", "1"]
     with pytest.raises(ValueError, match="of batch 2"):
         list(found)
 

@@ -229,15 +229,13 @@ def compute(
     p_step = pmap_step(apply, scaling)
     variables = steps.replicate(variables)
 
-    def features(batch: pipeline.Example) -> np.ndarray:
-        dealt = steps.shard({"image": batch["image"]})["image"]
-        pooled = np.asarray(p_step(variables, dealt))
-        return pooled.reshape(-1, pooled.shape[-1])
+    def features(batch: pipeline.Example) -> jax.Array:
+        return p_step(variables, steps.shard({"image": batch["image"]})["image"])
 
     rows = []
-    for pooled in parallel.scored(features, batches):
-        rows.append(pooled)
-        progress(len(pooled))
+    for pooled in parallel.scored(features, np.asarray, batches):
+        rows.append(pooled.reshape(-1, pooled.shape[-1]))
+        progress(len(rows[-1]))
     return np.concatenate(rows)
 
 

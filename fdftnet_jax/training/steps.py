@@ -279,10 +279,10 @@ def evaluate(
     logits = np.full((num_examples, 2), np.nan, np.float32)
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
 
-    def score(batch: Batch) -> dict[str, np.ndarray]:
-        return unreplicate(p_eval_step(variables, shard(batch)))
+    def score(batch: Batch) -> Any:
+        return p_eval_step(variables, shard(batch))
 
-    for rows in parallel.scored(score, batches):
+    for rows in parallel.scored(score, unreplicate, batches):
         real = rows["mask"].reshape(-1) > 0
         logits[rows["index"].reshape(-1)[real]] = rows["logits"].reshape(-1, 2)[real]
         sums = {name: total + float(rows[name]) for name, total in sums.items()}
