@@ -120,7 +120,7 @@ def test_what_a_batch_raises_is_raised():
         return batch
 
     found = parallel.scored(score, str, iter(range(9)))
-    assert [next(found), next(found)] == ["0", "1"]
+    assert next(found) == "0"
     with pytest.raises(ValueError, match="of batch 2"):
         list(found)
 
