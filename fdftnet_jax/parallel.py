@@ -57,13 +57,14 @@ def scored(
 ) -> Generator[Result, None, None]:
     """Scores batches and yields the results in order.
 
-    A CPU with one device has several in hand (see `parts`) after the first, which is
-    compiled. Several devices or processes, whose programs wait for each other, have
-    theirs in the caller's order: one is computed while the next is read.
+    A CPU with one device has several in hand (see `parts`), after the first, for which
+    the program is compiled. For other devices `score` and `read` are called in the
+    caller's thread, and one batch is computed while the next is taken: the programs of
+    several devices wait for each other, and have to be begun in one order.
 
     Args:
-      score: begins a batch; on one CPU it is called in any thread.
-      read: brings what it gave to the host, likewise.
+      score: begins to score a batch; with one CPU device, in any thread.
+      read: brings the result to the host, in the same thread.
       batches: is read as far as needed.
     """
     import jax
