@@ -76,6 +76,16 @@ def test_a_value_that_would_do_nothing(name, value, message):
     config_values.check(config)
 
 
+def test_dense_layers_fit_images_of_one_size():
+    config = changed("data.train_size", 48)
+    config_values.check(config)
+    config.model.backbone = "shallownetv3"
+    with pytest.raises(UserError, match=r"is 48 .*--config.data.train_size=0"):
+        config_values.check(config)
+    config.model.kind = "linear"
+    config_values.check(config)
+
+
 def test_whole_numbers_are_numbers():
     config_values.check(changed("optimizer.learning_rate", 1))
 

@@ -12,7 +12,7 @@ from configs import base, feature_probe, finetune, pretrain
 from fdftnet_jax.data import augment
 from fdftnet_jax.evaluation import calibration
 from fdftnet_jax.models import registry
-from fdftnet_jax.training import config_values
+from fdftnet_jax.training import config_values, initialization
 
 PACKAGE = Path(fdftnet_jax.__file__).parent
 
@@ -233,6 +233,19 @@ def test_the_recipe_from_imagenet_s_weights(argument):
     assert (config["data.train_size"], config["data.view"]) == (128, "crops")
     assert (config["trainable"], config["optimizer.name"]) == ("all", "adamw")
     assert not any(config[f"augment.{name}"] for name in ("zoom", "rotation"))
+
+
+def test_windows_that_train_are_of_the_view_that_cuts_windows():
+    config = finetune.get_config("efficientnet_lite0,folder")
+    made = initialization.preprocessing(config, "minus_one_one")
+    assert (made.train_side, made.size, made.number) == (128, 256, 1)
+    config.data.view = "resize"
+    made = initialization.preprocessing(config, "minus_one_one")
+    assert (made.train_side, made.size, made.number) == (256, 256, 1)
+    # The positions of a vision transformer were trained for 224 pixels.
+    config = finetune.get_config("vit,folder,imagenet")
+    made = initialization.preprocessing(config, "clip")
+    assert (made.train_side, made.size) == (224, 224)
 
 
 def test_whose_recipe_is_not_that_from_imagenet_s_weights():
