@@ -433,6 +433,23 @@ def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     assert found == arrays
 
 
+def test_pictures_are_cut_as_the_start_cuts_them(pictures, start, tmp_path):
+    """Whether it was trained on windows of what it scores, or on all of it."""
+    contents = file.read(start)
+    size = contents.card["preprocessing"]["size"]
+    for train_size, grid, mirror in ((0, 2, True), (size // 2, 1, False)):
+        cut = {"view": "crops", "grid": grid, "mirror": mirror}
+        cut["train_size"] = train_size
+        card = dict(contents.card)
+        card["preprocessing"] = card["preprocessing"] | cut
+        path = tmp_path / f"{train_size}.safetensors"
+        file.write(path, contents.arrays, card)
+        config = adapt.make_config(options(pictures, "x", path), tmp_path / "work")
+        data = config.data
+        assert (data.size, data.view, data.train_size) == (size, "crops", train_size)
+        assert (data.crop_grid, data.crop_mirror) == (grid, mirror)
+
+
 def test_options_that_need_others(pictures, start, tmp_path):
     mine = str(pictures / "mine" / "real")
     out = str(tmp_path / "new.safetensors")
