@@ -20,7 +20,7 @@ help:
 	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
 	@echo "make test   set up, then run the tests (COVERAGE=90: with coverage)"
 	@echo "make test-slow  whole runs of commands, kills, a browser, large images"
-	@echo "make test-long  kills at random moments, every backbone, Ray"
+	@echo "make test-long  kills and damage at random, every backbone, Ray"
 	@echo "make lint   set up, then run ruff and the type checker"
 	@echo "make clean  remove the set-up"
 

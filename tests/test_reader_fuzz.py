@@ -273,7 +273,7 @@ def test_garbage_after_the_beginning_of_a_file(start, garbage):
     read(start + garbage)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_for_long(name):
     faulthandler.dump_traceback_later(20 * SECONDS, exit=True)
