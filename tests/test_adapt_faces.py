@@ -178,4 +178,5 @@ def test_a_damaged_picture_is_told(given, tmp_path, serial, capsys):
     )
     faces.Crops(choice.FaceRules()).make(folder, tmp_path / "out")
     assert "cut 1 faces out of 2 pictures" in capsys.readouterr().err
-    assert "cut.png" in (tmp_path / "out" / "rejected.csv").read_text()
+    said = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "\nreal/cut.png,,unreadable image," in said

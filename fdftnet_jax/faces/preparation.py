@@ -47,7 +47,6 @@ MANIFEST = (
     *("crop_x", "crop_y", "crop_side", "confidence", "crop", "source"),
 )
 REJECTED = ("video", "frame", "reason", "detail")
-UNREADABLE = "unreadable video"
 # Shown where there are no videos.
 _USUAL = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
@@ -357,7 +356,8 @@ def _write_tables(
     crops, rejected, reasons = [], [], Counter[str]()
     for task in tasks:
         if task not in records:
-            rejected.append([task.video, "", UNREADABLE, failures[task.video]])
+            reason = f"unreadable {kinds.kind_of(task.path) or kinds.VIDEO}"
+            rejected.append([task.video, "", reason, failures[task.video]])
             continue
         folder = PurePosixPath(task.video).with_suffix("")
         source = _source_of(task.video, source_by)
