@@ -20,11 +20,23 @@ class StandIn:
     digest = "0" * 64
 
     def __init__(
-        self, *, calibrated=True, faces=None, toy=False, lower=0.5, **preprocessing
+        self,
+        *,
+        calibrated=True,
+        faces=None,
+        toy=False,
+        lower=0.5,
+        notes=(),
+        **preprocessing,
     ):
         self.thresholds = Thresholds(lower, self.threshold)
         self.preprocessing = preprocess.Preprocessing(**{"size": 8, **preprocessing})
-        self.card = {"name": "stand-in", "toy": toy, "faces": faces}
+        self.card = {
+            "name": "stand-in",
+            "toy": toy,
+            "faces": faces,
+            "calibration": {"notes": list(notes)} if calibrated else None,
+        }
         self._calibrated = calibrated
         self.batches = []
 

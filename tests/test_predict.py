@@ -223,6 +223,9 @@ def test_the_threshold_and_what_it_is_of_are_said(tmp_path, use, capsys):
     assert found["threshold"] == {"of": "probability", "value": 0}
     assert found["detector"]["toy"] is True and found["faces"] == "whole"
     assert [row["verdict"] for row in found["results"]] == ["fake"]
+    use(notes=["the threshold calls no image of validation fake"])
+    predict(folder)
+    assert "\ncalibration: the threshold calls no image" in capsys.readouterr().err
     use(calibrated=False)
     predict(folder)
     text = capsys.readouterr()

@@ -95,7 +95,7 @@ def predict(options: Options) -> int:
     judge = results.Judge(detector, options.threshold)
     rules = scorer.face_rules(options.faces, detector)
     header = scorer.header(detector, judge, crop=rules is not None)
-    _say_on_stderr(_opening(header))
+    _say_on_stderr(_opening(header, detector.card["calibration"]))
 
     def items(skipped: inputs.Skipped | None = None) -> Iterator[inputs.Item]:
         return inputs.expand(options.paths, listed, own=own, skipped=skipped)
@@ -172,7 +172,9 @@ def _check_outputs(options: Options, listed: list[str]) -> None:
         outputs.check_folder(path, flag, replace=options.replace, inputs=named)
 
 
-def _opening(header: dict[str, Any]) -> Iterator[str]:
+def _opening(
+    header: dict[str, Any], calibration: dict[str, Any] | None
+) -> Iterator[str]:
     """Lines about the detector, printed before the results."""
     threshold = header["threshold"]
     calibrated = threshold["of"] == "probability"
@@ -185,6 +187,8 @@ def _opening(header: dict[str, Any]) -> Iterator[str]:
     yield line
     if header["detector"]["toy"]:
         yield "a toy of computed pictures: its verdicts on photographs say nothing"
+    for note in calibration["notes"] if calibration else ():
+        yield f"calibration: {note}"
 
 
 def _writer(
