@@ -47,6 +47,8 @@ def _as_it_was(monkeypatch):
 def chromium():
     """The system's Chromium, headless, as Playwright drives it."""
     playwright = pytest.importorskip("playwright.sync_api")
+    # Of a busy machine: what is waited for is there at once on an idle one.
+    playwright.expect.set_options(timeout=30_000)
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:
