@@ -47,7 +47,7 @@ def _as_it_was(monkeypatch):
 def chromium():
     """The system's Chromium, headless, as Playwright drives it."""
     playwright = pytest.importorskip("playwright.sync_api")
-    # Of a busy machine: what is waited for is there at once on an idle one.
+    # A busy machine may need longer than the usual 5 seconds.
     playwright.expect.set_options(timeout=30_000)
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     executable = next(filter(None, map(shutil.which, names)), None)

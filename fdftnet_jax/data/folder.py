@@ -283,8 +283,8 @@ def _uneven(found: Folder) -> Iterator[str]:
             yield (
                 f"the {split} split of {found.dir} has {most:,} {usual} and {few:,} "
                 f"{rare} images: a detector that learns from them tends to call "
-                f"pictures {usual}; add {rare} images, or count both classes the same: "
-                "`fdftnet adapt` does, a run with --config.class_balance=weights"
+                f"pictures {usual}; add {rare} images, or count both classes the same, "
+                "as `fdftnet adapt` does, and a run with --config.class_balance=weights"
             )
 
 
