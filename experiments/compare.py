@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from configs import feature_probe
 from experiments import grid, phases
 from fdftnet_jax.data import splits
 from fdftnet_jax.errors import UserError, counted
+from fdftnet_jax.training import defaults
 
 _FULL = {
     "model.kind": "linear",
@@ -47,7 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "frozen": _FROZEN,
     "linear_probe": {"model.kind": "linear", "model.taps": False, **_FROZEN},
     # The same of several depths, by logistic regression.
-    "feature_probe": feature_probe.CHANGES,
+    "feature_probe": {},
     # Full fine-tuning with a pull to the pre-trained weights.
     "l2_sp": {**_FULL, "optimizer.l2_sp": 0.01},
     # The same network as full fine-tuning, from new weights, all at one rate.
@@ -183,6 +183,7 @@ def _adaptation(
     changes = {
         **_data(config.new),
         **METHODS[cell.method],
+        **(defaults.probe(config.backbone) if cell.method == "feature_probe" else {}),
         "data.replay": cell.replay,
         "data.held_out": cell.held_out or None,
         "data.shots": cell.shots or None,

@@ -234,11 +234,19 @@ def _add_adapt(subparsers) -> None:
         help="keep the run here (default: cache)",
     )
     parser.add_argument(
+        "--method",
+        choices=("auto", "probe", "fdftnet"),
+        default="auto",
+        help="fdftnet: train the network; probe: fit a regression on its frozen "
+        "features, in minutes; auto (default): probe from imagenet with fewer than 400 "
+        "pictures of a class to train on, else fdftnet",
+    )
+    parser.add_argument(
         "--epochs",
         type=_positive,
         default=0,
         metavar="N",
-        help="passes over the pictures (default: 32)",
+        help="passes over the pictures of fdftnet (default: 32)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of all that is random"

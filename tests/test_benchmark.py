@@ -10,15 +10,15 @@ import pytest
 import small_runs
 import test_launch
 
-from configs import feature_probe, finetune
+from configs import finetune
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import counting, registry
-from fdftnet_jax.training import benchmark, steps
+from fdftnet_jax.training import benchmark, defaults, steps
 
 
 def _config(mode, changes=None):
     init_from = [] if mode == "pretrain" else ["run"]
-    probe = feature_probe.CHANGES if mode == "features" else {}
+    probe = defaults.probe("small") if mode == "features" else {}
     return small_runs.config("", *init_from, **probe, **(changes or {}))
 
 

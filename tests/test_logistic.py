@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import small_runs
 
-from configs import feature_probe
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import pipeline
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.run import Run
-from fdftnet_jax.training import config_values, logistic
+from fdftnet_jax.training import config_values, defaults, logistic
 
 
 def probe_config(cache_dir, pretrained, **changes):
-    changes = feature_probe.CHANGES | {"seed": 0} | changes
+    changes = defaults.probe("small") | {"seed": 0} | changes
     return small_runs.config(cache_dir, pretrained, **changes)
 
 
@@ -32,34 +31,59 @@ def best(workdir):
         return checkpoints.load_variables()
 
 
-def test_the_fitted_layer_minimises_the_penalised_loss(
-    probe, cache_dir, pretrained, tmp_path, monkeypatch
+def fitted(seed=0, n=60, k=20):
+    """Features, labels and weights, and the solution."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    features = rng.normal(3, rng.uniform(0.1, 10, k), (n, k)) + labels[:, None]
+    weights = np.where(labels == 1, 2.0, 0.5)
+    return features, labels, weights, logistic.solve(features, labels, weights)
+
+
+def test_the_solution_minimises_the_penalised_loss():
+    """The gradient of the docstring's sum is zero, in float64."""
+    features, labels, weights, (w, b) = fitted()
+    residual = weights * (1 / (1 + np.exp(-(features @ w + b))) - labels)
+    deviation = features.std(0)
+    standard = (features - features.mean(0)) / deviation
+    gradient = w * deviation * features.shape[1] / 500 + standard.T @ residual
+    assert np.abs(gradient).max() < 0.01 < np.abs(standard.T @ residual).max()
+    assert abs(residual.sum()) < 0.01
+
+
+def test_the_penalty_is_the_same_for_any_number_of_features():
+    """Each feature twice, in any unit, says what it said once."""
+    features, labels, weights, (w, b) = fitted()
+    twice = np.concatenate([features, 1000 * features - 7], axis=1)
+    w_twice, b_twice = logistic.solve(twice, labels, weights)
+    np.testing.assert_allclose(twice @ w_twice + b_twice, features @ w + b, atol=0.01)
+
+
+def test_a_feature_without_variance_has_no_weight():
+    features, labels, weights, _ = fitted()
+    features[:, 3] = 0.1
+    w, _ = logistic.solve(features, labels, weights)
+    assert w[3] == 0
+    assert np.abs(w).min(where=np.arange(len(w)) != 3, initial=1) > 0
+
+
+def test_the_layer_says_what_the_regression_does(
+    cache_dir, pretrained, tmp_path, monkeypatch
 ):
-    """Its gradient is zero, in float64, on the features as they were computed."""
-    kept = {}
-
-    def keep(standard, labels, weights, groups, seed):
-        kept.update(standard=standard, labels=labels)
-        return 0.1, []
-
-    monkeypatch.setattr(logistic, "choose_strength", keep)
-    pooled = []
-    read = logistic.cached_features
+    """The logits of the run's own features differ by the log odds."""
+    solved = []
+    solve = logistic.solve
     monkeypatch.setattr(
-        logistic, "cached_features", lambda *a: pooled.append(read(*a)) or pooled[0]
+        logistic,
+        "solve",
+        lambda *args: solved.append((args, solve(*args))) or solved[0][1],
     )
     workdir = small_runs.run(probe_config(cache_dir, pretrained), tmp_path / "run")
-    layer = best(workdir)["params"]["classifier"]
-    kernel, bias = (np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))
-    features, labels = pooled[0], kept["labels"]
+    [((features, *_), (w, b))] = solved
     assert features.shape == (24, 2 * (8 + 16))
-    odds = features @ (kernel[:, 1] - kernel[:, 0]) + bias[1] - bias[0]
-    residual = 1 / (1 + np.exp(-odds)) - labels
-    # In the units of the standardised features.
-    w = (kernel[:, 1] - kernel[:, 0]) * features.std(0)
-    gradient = w / 0.1 + kept["standard"].T @ residual
-    assert np.abs(gradient).max() < 0.02 < np.abs(kept["standard"].T @ residual).max()
-    assert abs(residual.sum()) < 0.02
+    layer = best(workdir)["params"]["classifier"]
+    logits = features @ np.asarray(layer["kernel"], np.float64) + layer["bias"]
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], features @ w + b, atol=1e-4)
 
 
 def test_a_probe_is_a_run_like_any_other(probe, pretrained):
@@ -114,57 +138,6 @@ def test_features_of_several_views_are_averaged():
     found = logistic.compute(apply, {"w": 2.0}, batches, "zero_one")[:3]
     expected = 2 * (images / 255).max((2, 3)).mean(1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def data_of(kind, seed=0, n=120, features=60):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2
-    x = rng.normal(size=(n, features))
-    groups = np.arange(n)
-    if kind == "signal":
-        x[:, :30] += 0.8 * labels[:, None]
-    if kind == "copies":
-        # Twelve groups of ten equal pictures: what is learned by heart is of no use.
-        groups = np.arange(n) // 10
-        labels = groups % 2
-        x = rng.normal(size=(12, features))[groups]
-    return x, labels, np.ones(n), groups
-
-
-def test_the_penalty_is_chosen_by_what_was_left_out():
-    noise, losses = logistic.choose_strength(*data_of("noise"), 0)
-    assert noise == logistic.STRENGTHS[0]
-    assert losses == sorted(losses)
-    signal, losses = logistic.choose_strength(*data_of("signal"), 0)
-    assert signal > noise
-    assert min(losses) < 0.5
-    assert losses[0] > 0.69
-
-
-def test_a_group_is_not_split_between_folds():
-    x, labels, weights, groups = data_of("copies")
-    apart, losses = logistic.choose_strength(x, labels, weights, groups, 0)
-    assert min(losses) > 0.6
-    mixed, losses = logistic.choose_strength(x, labels, weights, np.arange(120), 0)
-    assert min(losses) < 0.1
-    assert apart < mixed
-
-
-def test_weights_count_as_copies_do():
-    x, labels, weights, _ = data_of("signal")
-    weights[labels == 1] = 2
-    twice = np.concatenate([x, x[labels == 1]])
-    copied = np.concatenate([labels, labels[labels == 1]])
-    weighted = logistic._model(0.1).fit(x, labels, weights)
-    expected = logistic._model(0.1).fit(twice, copied)
-    np.testing.assert_allclose(weighted.coef_, expected.coef_, atol=1e-3)
-
-
-def test_one_image_of_a_class_leaves_no_choice():
-    x, labels = np.eye(3), np.array([0, 1, 1])
-    found, losses = logistic.choose_strength(x, labels, np.ones(3), np.arange(3), 0)
-    assert found in logistic.STRENGTHS
-    assert losses == []
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ import numpy as np
 from fdftnet_jax import files
 from fdftnet_jax.adaptation import faces, folders, tested
 from fdftnet_jax.adaptation.tested import Scored, Tested
-from fdftnet_jax.data import caches, forgery_faces, images
+from fdftnet_jax.data import caches, forgery_faces, images, splits
 from fdftnet_jax.data.preprocess import Preprocessing
 from fdftnet_jax.detector import detector, export, file
 from fdftnet_jax.errors import UserError
@@ -52,10 +52,19 @@ FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15, "finetune": 0.0}
 # faces cut out, by that of the folder of the picture or video.
 _BY_FOLDER = r"([^/]+)/[^/]*$"
 _BY_FOLDER_OF_SOURCE = r"([^/]+)/[^/]+/[^/]*$"
+# With fewer pictures of a class to train on, a regression on frozen features finds as
+# much as training the network does, and is more often right (docs/results.md).
+_FEW = 400
 # Where no old forgery is given: weight of what the network said before of a picture.
 _DISTILLATION = 1.0
 # What a network is of which these fields are not told: it was made before them.
-_WITHOUT = {"taps": False, "ftt_size": 0, "ftt_view": "whole", "ftt_filter": ""}
+_WITHOUT = {
+    "taps": False,
+    "block_taps": False,
+    "ftt_size": 0,
+    "ftt_view": "whole",
+    "ftt_filter": "",
+}
 # Scores the test split of a data set.
 _Score = Callable[[forgery_faces.FaceDataset], Scored]
 
@@ -79,7 +88,10 @@ class Options:
         upper end of its 95 % interval.
       max_wrong: the largest share of wrong verdicts among the validation pictures that
         are decided, in (0, 0.5); None decides all pictures, by one threshold.
-      epochs: of the training; 0 is the recipe's number.
+      method: 'probe' fits a regression on frozen features, 'fdftnet' trains the network
+        that it starts from; 'auto' is the first where it starts from ImageNet's weights
+        and trains on fewer than 400 pictures of a class, else the second.
+      epochs: of the training of a network; 0 is the recipe's number.
       seed: of everything random.
       force: whether the file is written in spite of what was forgotten.
       replace: whether an existing file may be replaced.
@@ -96,6 +108,7 @@ class Options:
     workdir: str = ""
     max_forgetting: float = 0.02
     max_wrong: float | None = None
+    method: str = "auto"
     epochs: int = 0
     seed: int = 0
     force: bool = False
@@ -199,7 +212,27 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         config.data.replay = 0
         # What the network knows of old forgeries shows in what it says of these.
         config.distillation = _DISTILLATION * config.init_heads
+    if _by_probe(options, config):
+        config.update_from_flattened_dict(defaults.probe(config.model.backbone))
+        config.update({"init_heads": False, "distillation": 0.0})
+        config.optimizer.warmup_epochs = 0.0
     return config.lock()
+
+
+def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
+    """Whether to fit a regression rather than train; says so where it was not told."""
+    if options.method != "auto" or options.epochs or config.init_heads:
+        return options.method == "probe"
+    labels = [given.label for given in splits.list_files(config.data.dir)]
+    number = int(FRACTIONS["train"] * min(labels.count(label) for label in (0, 1)))
+    if number >= _FEW:
+        return False
+    say(
+        f"about {number} pictures of a class to train on: by a regression on frozen "
+        f"features, which finds as much with fewer than {_FEW}, in minutes "
+        "(--method fdftnet trains the network)"
+    )
+    return True
 
 
 def _lay_out(options: Options, data: Path, crops: faces.Crops | None) -> list[Path]:
@@ -285,6 +318,11 @@ def _start_from(
 
 def _check(options: Options) -> None:
     """Raises UserError for options that no detector can be made by."""
+    if options.method == "probe" and options.epochs:
+        raise UserError(
+            "found --epochs with --method probe, which has none: leave it out, or give "
+            "--method fdftnet"
+        )
     if bool(options.real) != bool(options.fake):
         given, lacking = ("--real", "--fake")[:: 1 if options.real else -1]
         raise UserError(f"found {given} without {lacking}: give both")
@@ -322,7 +360,10 @@ def _workdir(options: Options) -> Path:
         start = os.path.realpath(start)
     if file.is_detector(options.start):
         start = file.read(options.start).digest
-    settings = [options.epochs, options.seed, options.group_by, options.faces]
+    settings = [
+        *(options.epochs, options.seed, options.group_by, options.faces),
+        options.method,
+    ]
     work = json.dumps([places, old, corrections, start, settings])
     digest = hashlib.sha256(work.encode()).hexdigest()[:12]
     name = f"{folders.called(options.fake or options.old[0])}-{digest}"

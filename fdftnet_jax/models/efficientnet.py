@@ -37,6 +37,8 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+# From this stage on (from 0) wide maps can be taps: those before it are large.
+_WIDE = 3
 BLOCKS = sum(number for number, *_ in _STAGES)
 
 
@@ -48,11 +50,14 @@ class EfficientNetLite0(nn.Module):
       axis_name: the pmapped axis of the global batch.
       taps: whether the feature map comes with those of smaller depths: a tuple, of
         which it is the last.
+      block_taps: of a tuple, whether it has a map of every block, and of the later
+        stages the wide maps inside the blocks, too, in place of one map of each stage.
     """
 
     num_classes: int | None = None
     axis_name: str | None = None
     taps: bool = False
+    block_taps: bool = False
 
     @nn.compact
     def __call__(
@@ -85,18 +90,23 @@ class EfficientNetLite0(nn.Module):
         )
         x = nn.relu6(layer(images, 32, 3, 2, "stem"))
         maps, block = [x], 0
-        for number, kernel, first_stride, expansion, features in _STAGES:
+        for stage, (number, kernel, first_stride, expansion, features) in enumerate(
+            _STAGES
+        ):
             for i in range(number):
                 shortcut, name = x, f"block{block}"
                 stride, block = first_stride if i == 0 else 1, block + 1
                 inner = expansion * x.shape[-1]
                 if expansion > 1:
                     x = nn.relu6(layer(x, inner, 1, 1, f"{name}_expand"))
+                    if self.block_taps and stage >= _WIDE:
+                        maps.append(x)
                 x = layer(x, inner, kernel, stride, f"{name}_depthwise", inner)
                 x = layer(nn.relu6(x), features, 1, 1, f"{name}_project")
                 if x.shape == shortcut.shape:
                     x = x + shortcut
-            maps.append(x)
+                if self.block_taps or i == number - 1:
+                    maps.append(x)
         x = nn.relu6(layer(x, 1280, 1, 1, "head"))
         if self.num_classes is None:
             return (*maps, x) if self.taps else x

@@ -33,11 +33,13 @@ class Backbone:
         several depths.
       l2: weight of the sum of squared kernels in the pre-training loss.
       variants: whose details it can follow; the first is the default.
+      block_taps: whether it can give the maps of every block.
     """
 
     build: Callable[..., nn.Module]
     l2: float = 0.0
     variants: tuple[str, ...] = ("keras",)
+    block_taps: bool = False
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -45,7 +47,7 @@ BACKBONES: dict[str, Backbone] = {
     "shallownetv3": Backbone(ShallowNetV3, l2=1e-4),
     "resnet50v2": Backbone(ResNet50V2),
     "xception": Backbone(xception.Xception, variants=tuple(xception.VARIANTS)),
-    "efficientnet_lite0": Backbone(EfficientNetLite0),
+    "efficientnet_lite0": Backbone(EfficientNetLite0, block_taps=True),
     "vit": Backbone(vit.ViT, variants=tuple(vit.VARIANTS)),
 }
 # The package's own; the four of the paper's Table 5 among them.
@@ -94,6 +96,7 @@ def get_backbone(
     variant: str = "",
     *,
     taps: bool = False,
+    block_taps: bool = False,
 ) -> nn.Module:
     """Makes a backbone.
 
@@ -105,12 +108,13 @@ def get_backbone(
         which they need. '' is its first.
       taps: whether the feature map comes with those of smaller depths: a tuple, of
         which it is the last. (A backbone of your own has no others.)
+      block_taps: whether these are of every block.
 
     Returns:
       A module `(images, *, train)`.
 
     Raises:
-      UserError: no backbone has that name, or it has no such variant.
+      UserError: no backbone has that name, or it has no such variant or maps.
     """
     backbone = _registered(name)
     variant = variant or backbone.variants[0]
@@ -118,7 +122,17 @@ def get_backbone(
         raise UserError(
             f"{name} has no variant {variant!r}: it has {', '.join(backbone.variants)}"
         )
-    options = {"variant": variant} if len(backbone.variants) > 1 else {}
+    options: dict[str, Any] = {}
+    if len(backbone.variants) > 1:
+        options["variant"] = variant
+    if block_taps and not backbone.block_taps:
+        able = ", ".join(name for name in BACKBONES if BACKBONES[name].block_taps)
+        raise UserError(
+            f"{name} has no taps of every block: expected {able}, or "
+            "--config.model.block_taps=False"
+        )
+    if block_taps:
+        options["block_taps"] = True
     return backbone.build(
         num_classes=num_classes, axis_name=axis_name, taps=taps, **options
     )
@@ -130,9 +144,9 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     Args:
       model: `kind` 'classifier' (the backbone with its own top), 'fdftnet', or
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
-        and its `variant` where that is not its first; for the last two `taps`; for
-        FDFtNet `num_blocks`, `num_stages`, `first_stride`, and `ftt_size`, `ftt_view`
-        and `ftt_filter`.
+        and its `variant` where that is not its first; for the last two `taps` and
+        `block_taps`; for FDFtNet `num_blocks`, `num_stages`, `first_stride`, and
+        `ftt_size`, `ftt_view` and `ftt_filter`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -150,9 +164,12 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     if model["kind"] == "classifier":
         return backbone(num_classes=2)
     taps = model.get("taps", False)
+    backbone = functools.partial(
+        backbone, taps=taps, block_taps=taps and model.get("block_taps", False)
+    )
     if model["kind"] == "fdftnet":
         return FDFtNet(
-            backbone(taps=taps),
+            backbone(),
             num_blocks=model["num_blocks"],
             num_stages=model["num_stages"],
             first_stride=model["first_stride"],
@@ -164,7 +181,7 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             axis_name=axis_name,
         )
     if model["kind"] == "linear":
-        return LinearClassifier(backbone(taps=taps), taps=taps)
+        return LinearClassifier(backbone(), taps=taps)
     raise UserError(
         f"model.kind is {model['kind']!r}: expected one of {', '.join(KINDS)}"
     )

@@ -71,6 +71,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "model.ftt_view": fdftnet.VIEWS,
     "model.ftt_filter": ("", *residuals.FILTERS),
     "model.taps": (False, True),
+    "model.block_taps": (False, True),
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
     "init_heads": (False, True),

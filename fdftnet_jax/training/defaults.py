@@ -49,6 +49,31 @@ FROM_IMAGENET: dict[str, Any] = {
 }
 
 
+def probe(backbone: str) -> dict[str, Any]:
+    """What a probe of frozen features, fitted by regression, differs in from the above.
+
+    The mean and deviation of feature maps of many depths are computed once from the
+    pictures as they are.
+    """
+    return {
+        "model.kind": "linear",
+        "model.taps": True,
+        "model.block_taps": backbone == "efficientnet_lite0",
+        "trainable": "head",
+        "release_epoch": 0,
+        "epochs": 1,
+        "optimizer.name": "logistic",
+        "optimizer.backbone_rate": 1.0,
+        "augment.zoom": 0.0,
+        "augment.rotation": 0.0,
+        "augment.translation": 0,
+        "augment.flip": False,
+        "augment.cutout_alpha": 0,
+        "augment.jpeg": 0.0,
+        "augment.rescale": 0.0,
+    }
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the fields that pre-training and fine-tuning share, with defaults."""
     config = ml_collections.ConfigDict()
@@ -164,6 +189,9 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet, linear: whether the mean and deviation of the backbone's feature maps of
     # several depths are classified, too.
     config.model.taps = False
+    # taps, efficientnet_lite0: of every block, and of the later stages the wide maps
+    # inside the blocks, too.
+    config.model.block_taps = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one), or a
     # detector's file; a file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch
