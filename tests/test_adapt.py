@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fdftnet_jax.detector import detector, export, file, network
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
+from fdftnet_jax.training import config_values
 from fdftnet_jax.verdicts import Thresholds
 
 EACH = 60
@@ -418,7 +420,7 @@ def test_a_check_of_a_worse_detector(adapted, pictures, tmp_path, capsys):
 def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     """Its network had no taps, and a Fine-Tune Transformer for images of any size."""
     contents = file.read(start)
-    new = ("taps", "ftt_size", "ftt_view", "ftt_filter")
+    new = ("taps", "block_taps", "ftt_size", "ftt_view", "ftt_filter")
     model = {k: v for k, v in contents.card["model"].items() if k not in new}
     old = tmp_path / "old.safetensors"
     file.write(old, contents.arrays, {**contents.card, "model": model})
@@ -450,6 +452,46 @@ def test_pictures_are_cut_as_the_start_cuts_them(pictures, start, tmp_path):
         assert (data.crop_grid, data.crop_mirror) == (grid, mirror)
 
 
+@pytest.mark.parametrize(
+    "few, changes, fitted",
+    [
+        # 60 pictures of a class, of which 42 train.
+        (43, {}, True),
+        (42, {}, False),
+        (43, {"epochs": 1}, False),
+        (43, {"method": "fdftnet"}, False),
+        (42, {"method": "probe"}, True),
+    ],
+)
+def test_few_pictures_are_learned_by_a_regression(
+    few, changes, fitted, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(adapt, "_FEW", few)
+    given = options(pictures, "new.safetensors", **{"epochs": 0, **changes})
+    config = adapt.make_config(given, tmp_path)
+    config_values.check(config)
+    assert (config.optimizer.name == "logistic") == fitted
+    assert config.model.block_taps == fitted
+
+
+def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, capsys):
+    """Its file is tested beside that of the start, and judges pictures."""
+    given = options(pictures, tmp_path / "new.safetensors", start, epochs=0)
+    given = dataclasses.replace(
+        given, method="probe", old=(str(pictures / "before"),), force=True
+    )
+    assert adapt.adapt(given) == 0
+    assert "before" in capsys.readouterr().out
+    made = file.read(tmp_path / "new.safetensors")
+    assert made.card["model"]["kind"] == "linear"
+    backbones = [
+        {k: v for k, v in found.arrays.items() if k.startswith("params/backbone")}
+        for found in (made, file.read(start))
+    ]
+    assert backbones[0]
+    chex.assert_trees_all_equal(*backbones)
+
+
 def test_options_that_need_others(pictures, start, tmp_path):
     mine = str(pictures / "mine" / "real")
     out = str(tmp_path / "new.safetensors")
@@ -458,6 +500,7 @@ def test_options_that_need_others(pictures, start, tmp_path):
         ({"real": mine}, "found --real without --fake"),
         ({"fake": mine}, "found --fake without --real"),
         ({"corrections": mine}, "pictures beside --corrections"),
+        ({"method": "probe", "epochs": 2}, "--method probe, which has none"),
     ):
         with pytest.raises(UserError, match=message):
             adapt.adapt(adapt.Options(out, start=str(start), **given))

@@ -460,6 +460,35 @@ def test_taps_of_a_backbone(name):
     chex.assert_trees_all_close(maps[-1], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_taps_of_every_block():
+    """By Table 1 of Tan and Le 2019, which EfficientNet-Lite0 follows, at 64x64."""
+    table = (
+        # Blocks, channels and side after it of the stages of width 1.
+        *((1, 16, 32), (2, 24, 16), (2, 40, 8), (3, 80, 4), (3, 112, 4)),
+        *((4, 192, 2), (1, 320, 2)),
+    )
+    expected, before, side_before = [(32, 32)], 32, 32
+    for stage, (blocks, channels, side) in enumerate(table):
+        for _ in range(blocks):
+            if stage >= 3:
+                # The expansion by 6 comes before the stride.
+                expected.append((side_before, 6 * before))
+            expected.append((side, channels))
+            before, side_before = channels, side
+    expected.append((2, 1280))
+    model = registry.get_backbone("efficientnet_lite0", taps=True, block_taps=True)
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    maps = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), images, train=False)[0]
+    )
+    assert [(m.shape[1], m.shape[3]) for m in maps] == expected
+
+
+def test_only_some_backbones_have_taps_of_every_block():
+    with pytest.raises(errors.UserError, match="expected efficientnet_lite0, or"):
+        registry.get_backbone("squeezenet", taps=True, block_taps=True)
+
+
 def test_statistics_of_depths_against_numpy():
     rng = np.random.default_rng(0)
     maps = [rng.normal(3, 2, (2, side, side, c)) for side, c in ((5, 3), (2, 4))]

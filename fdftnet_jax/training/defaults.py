@@ -62,6 +62,8 @@ def probe(backbone: str) -> dict[str, Any]:
         "trainable": "head",
         "release_epoch": 0,
         "epochs": 1,
+        # Its one epoch is validated as it is scored, not by windows.
+        "keep": "best",
         "optimizer.name": "logistic",
         "optimizer.backbone_rate": 1.0,
         "augment.zoom": 0.0,
