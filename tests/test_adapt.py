@@ -490,6 +490,12 @@ def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, c
     ]
     assert backbones[0]
     chex.assert_trees_all_equal(*backbones)
+    # From there, few pictures are a regression again, if what it knew is at hand.
+    again = dataclasses.replace(given, start=given.out, method="auto")
+    config = adapt.make_config(again, tmp_path / "again")
+    assert (config.optimizer.name, config.init_heads) == ("logistic", False)
+    with pytest.raises(UserError, match="by pictures of it alone: give them with --ol"):
+        adapt.make_config(dataclasses.replace(again, old=()), tmp_path / "without")
 
 
 def test_options_that_need_others(pictures, start, tmp_path):

@@ -185,7 +185,7 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
     config.model.backbone = "efficientnet_lite0"
     config.update_from_flattened_dict(defaults.FROM_IMAGENET)
     crops = faces.crops_for(
-        options.faces, _start_from(options.start, config), _given(options)
+        options.faces, _start_from(options, config), _given(options)
     )
     config.seed = options.seed
     if options.max_wrong is not None:
@@ -277,9 +277,10 @@ def _given(options: Options) -> list[str]:
 
 
 def _start_from(
-    start: str, config: ml_collections.ConfigDict
+    options: Options, config: ml_collections.ConfigDict
 ) -> Mapping[str, Any] | None:
     """Sets what a training from this start needs; returns the rules of its faces."""
+    start = options.start
     config.init_from = os.path.realpath(start) if os.path.exists(start) else start
     by_name = (start, config.model.backbone) in published.FILES
     if by_name and not os.path.exists(start):
@@ -307,7 +308,14 @@ def _start_from(
     if trained.view == "crops":
         config.data.crop_grid = trained.grid
         config.data.crop_mirror = trained.mirror
-    if model["kind"] in registry.ON_BACKBONE:
+    if model["kind"] == "linear" and model.get("taps"):
+        # A regression is fitted anew, and FDFtNet has other layers.
+        if not options.old:
+            raise UserError(
+                f"{start} is a regression on frozen features, which keeps what it knew "
+                "by pictures of it alone: give them with --old"
+            )
+    elif model["kind"] in registry.ON_BACKBONE:
         # The same network goes on, with all its layers.
         config.init_heads = True
         known = set(config.model)

@@ -47,7 +47,7 @@ from fdftnet_jax.verdicts import Thresholds
 
 # How far logits may lie from those that the file states, in themselves and as a share:
 # CPUs differ in the order of sums alone, others multiply float32 in fewer bits too
-# (docs/performance.md has what was measured, up to 0.002 and 0.012 on a GPU).
+# (docs/performance.md has what was measured, up to 0.002 and 0.015 on a GPU).
 _TOLERANCE = {"float32": 0.02, "bfloat16": 0.1}
 _TOLERANCE_ON_CPU = {"float32": 0.002, "bfloat16": 0.1}
 # Of the file's arrays: the program, beside the weights.
