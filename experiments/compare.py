@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # The backbone frozen to the end.
     "frozen": _FROZEN,
     "linear_probe": {"model.kind": "linear", "model.taps": False, **_FROZEN},
-    # The same of several depths, by logistic regression.
+    # By logistic regression on many depths: see `defaults.probe`.
     "feature_probe": {},
     # Full fine-tuning with a pull to the pre-trained weights.
     "l2_sp": {**_FULL, "optimizer.l2_sp": 0.01},

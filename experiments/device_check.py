@@ -422,29 +422,16 @@ def _throughput() -> Iterator[Row]:
         ("infer", large, "bfloat16", None),
     ]
 
-    def config(batch, dtype):
-        return _config(backbone, batch_size=batch, dtype=dtype)
-
-    def compile_step(case):
-        mode, batch, dtype, precision = case
-        with jax.default_matmul_precision(precision):
-            benchmark.prepare(config(batch, dtype), mode).run()
-
-    # Side by side; the timed ones below then find theirs in the cache.
-    began = time.perf_counter()
-    with futures.ThreadPoolExecutor() as pool:
-        list(pool.map(compile_step, cases))
-    seconds = time.perf_counter() - began
-    what = f"{backbone}, {len(cases)} steps compiled side by side"
-    yield "throughput", what, f"{seconds:.0f} s"
     for mode, batch, dtype, precision in cases:
+        config = _config(backbone, batch_size=batch, dtype=dtype)
         with jax.default_matmul_precision(precision):
-            found = benchmark.measure(config(batch, dtype), mode, repeat=_REPEAT)
+            found = benchmark.measure(config, mode, repeat=_REPEAT)
         exact = ", products in float32" * (precision is not None)
         yield (
             "throughput",
             f"{backbone}, {mode}, batch {batch}, {dtype}{exact}",
-            f"{found['images_per_second']:,.0f} images/s",
+            f"{found['images_per_second']:,.0f} images/s, compiled in "
+            f"{found['compile_seconds']:.0f} s",
         )
     if _PEERS.value:
         for name, command in peers.read(_PEERS.value).items():

@@ -420,7 +420,7 @@ def test_a_check_of_a_worse_detector(adapted, pictures, tmp_path, capsys):
 def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     """Its network had no taps, and a Fine-Tune Transformer for images of any size."""
     contents = file.read(start)
-    new = ("taps", "block_taps", "ftt_size", "ftt_view", "ftt_filter")
+    new = ("taps", "ftt_size", "ftt_view", "ftt_filter")
     model = {k: v for k, v in contents.card["model"].items() if k not in new}
     old = tmp_path / "old.safetensors"
     file.write(old, contents.arrays, {**contents.card, "model": model})
@@ -494,8 +494,10 @@ def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, c
     again = dataclasses.replace(given, start=given.out, method="auto")
     config = adapt.make_config(again, tmp_path / "again")
     assert (config.optimizer.name, config.init_heads) == ("logistic", False)
-    with pytest.raises(UserError, match="by pictures of it alone: give them with --ol"):
-        adapt.make_config(dataclasses.replace(again, old=()), tmp_path / "without")
+    for from_, method in ((given.out, "auto"), (start, "probe")):
+        lacking = dataclasses.replace(again, start=str(from_), method=method, old=())
+        with pytest.raises(UserError, match="is fitted anew: give them with --old"):
+            adapt.make_config(lacking, tmp_path / "without")
 
 
 def test_options_that_need_others(pictures, start, tmp_path):

@@ -468,7 +468,7 @@ def test_taps_of_every_block():
         *((4, 192, 2), (1, 320, 2)),
     )
     expected, before, side_before = [(32, 32)], 32, 32
-    for stage, (blocks, channels, side) in enumerate(table):
+    for stage, (blocks, channels, side) in enumerate(table[:6]):
         for _ in range(blocks):
             if stage >= 3:
                 # The expansion by 6 comes before the stride.
@@ -482,6 +482,15 @@ def test_taps_of_every_block():
         lambda: model.init_with_output(jax.random.key(0), images, train=False)[0]
     )
     assert [(m.shape[1], m.shape[3]) for m in maps] == expected
+    # All but the last are classified: 4 numbers of a normalisation, 2 weights.
+    counted = [
+        _count(
+            _init(_model("efficientnet_lite0", **options), 1, 64, 64, 3, train=False)
+        )
+        for options in ({}, {"taps": True, "block_taps": True})
+    ]
+    pooled = 2 * sum(channels for _, channels in expected[:-1])
+    assert counted[1] - counted[0] == pooled * (4 + 2)
 
 
 def test_only_some_backbones_have_taps_of_every_block():

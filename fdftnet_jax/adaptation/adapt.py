@@ -1,9 +1,9 @@
 """From pictures of a new forgery to a detector's file: what `fdftnet adapt` does.
 
 One run: the pictures are scanned and split, a network is trained by the recipe of
-`training.defaults`, calibrated on validation pictures, tested once beside the detector
-that it started from, and exported with the record of all this. The run lies in a
-workdir of the cache:
+`training.defaults`, or a regression fitted on its frozen features, calibrated on
+validation pictures, tested once beside the detector that it started from, and exported
+with the record of all this. The run lies in a workdir of the cache:
 
     data/new/NAME/{real,fake}    links to the folders of the new forgery
     data/new/NAME/corrections/   links to pictures that a detector got wrong
@@ -58,13 +58,7 @@ _FEW = 400
 # Where no old forgery is given: weight of what the network said before of a picture.
 _DISTILLATION = 1.0
 # What a network is of which these fields are not told: it was made before them.
-_WITHOUT = {
-    "taps": False,
-    "block_taps": False,
-    "ftt_size": 0,
-    "ftt_view": "whole",
-    "ftt_filter": "",
-}
+_WITHOUT = {"taps": False, "ftt_size": 0, "ftt_view": "whole", "ftt_filter": ""}
 # Scores the test split of a data set.
 _Score = Callable[[forgery_faces.FaceDataset], Scored]
 
@@ -90,8 +84,10 @@ class Options:
         are decided, in (0, 0.5); None decides all pictures, by one threshold.
       method: 'probe' fits a regression on frozen features, 'fdftnet' trains the network
         that it starts from; 'auto' is the first where it starts from ImageNet's weights
-        and trains on fewer than 400 pictures of a class, else the second.
-      epochs: of the training of a network; 0 is the recipe's number.
+        or from a regression and has fewer than 400 pictures of a class to train on,
+        else the second.
+      epochs: of the training of a network, which a number given here asks for; 0 is the
+        recipe's.
       seed: of everything random.
       force: whether the file is written in spite of what was forgotten.
       replace: whether an existing file may be replaced.
@@ -214,25 +210,40 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         config.distillation = _DISTILLATION * config.init_heads
     if _by_probe(options, config):
         config.update_from_flattened_dict(defaults.probe(config.model.backbone))
-        config.update({"init_heads": False, "distillation": 0.0})
         config.optimizer.warmup_epochs = 0.0
     return config.lock()
 
 
 def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
     """Whether to fit a regression rather than train; says so where it was not told."""
-    if options.method != "auto" or options.epochs or config.init_heads:
+    by_name = not os.path.exists(options.start)
+    decided = options.method != "auto" or options.epochs
+    if decided or not (by_name or _is_regression(options.start)):
         return options.method == "probe"
-    labels = [given.label for given in splits.list_files(config.data.dir)]
+    labels = [
+        given.label
+        for given in splits.list_files(config.data.dir)
+        if given.suffix in images.SUFFIXES
+    ]
     number = int(FRACTIONS["train"] * min(labels.count(label) for label in (0, 1)))
     if number >= _FEW:
         return False
     say(
-        f"about {number} pictures of a class to train on: by a regression on frozen "
-        f"features, which finds as much with fewer than {_FEW}, in minutes "
-        "(--method fdftnet trains the network)"
+        f"with about {number} pictures of a class to train on, a regression on frozen "
+        f"features is fitted: below {_FEW} it finds as much as training the network "
+        "(--method fdftnet)"
     )
     return True
+
+
+def _is_regression(start: str) -> bool:
+    """Whether a detector or a run is a regression on frozen features."""
+    if file.is_detector(start):
+        config = file.read(start).card["config"]
+    else:
+        with Run(start) as run:
+            config = run.config
+    return config.get("optimizer", {}).get("name") == "logistic"
 
 
 def _lay_out(options: Options, data: Path, crops: faces.Crops | None) -> list[Path]:
@@ -308,12 +319,12 @@ def _start_from(
     if trained.view == "crops":
         config.data.crop_grid = trained.grid
         config.data.crop_mirror = trained.mirror
-    if model["kind"] == "linear" and model.get("taps"):
-        # A regression is fitted anew, and FDFtNet has other layers.
+    anew = options.method == "probe" or _is_regression(start)
+    if model["kind"] in registry.ON_BACKBONE and anew:
         if not options.old:
             raise UserError(
-                f"{start} is a regression on frozen features, which keeps what it knew "
-                "by pictures of it alone: give them with --old"
+                f"what {start} knows is kept by pictures of it alone where a "
+                "regression is fitted anew: give them with --old"
             )
     elif model["kind"] in registry.ON_BACKBONE:
         # The same network goes on, with all its layers.
@@ -368,10 +379,9 @@ def _workdir(options: Options) -> Path:
         start = os.path.realpath(start)
     if file.is_detector(options.start):
         start = file.read(options.start).digest
-    settings = [
-        *(options.epochs, options.seed, options.group_by, options.faces),
-        options.method,
-    ]
+    settings = [options.epochs, options.seed, options.group_by, options.faces]
+    # (Those of before there was a choice are found again.)
+    settings += [options.method] * (options.method != "auto")
     work = json.dumps([places, old, corrections, start, settings])
     digest = hashlib.sha256(work.encode()).hexdigest()[:12]
     name = f"{folders.called(options.fake or options.old[0])}-{digest}"

@@ -37,8 +37,9 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# From this stage on (from 0) wide maps can be taps: those before it are large.
-_WIDE = 3
+# The stages, from 0, whose blocks are tapped, and those whose wide maps are, too: wide
+# maps before them are large, and what comes after them tells objects apart.
+_BLOCKS, _WIDE = range(6), range(3, 6)
 BLOCKS = sum(number for number, *_ in _STAGES)
 
 
@@ -50,8 +51,9 @@ class EfficientNetLite0(nn.Module):
       axis_name: the pmapped axis of the global batch.
       taps: whether the feature map comes with those of smaller depths: a tuple, of
         which it is the last.
-      block_taps: of a tuple, whether it has a map of every block, and of the later
-        stages the wide maps inside the blocks, too, in place of one map of each stage.
+      block_taps: of a tuple, whether it has, in place of one map of each stage, the
+        output of every block of the first six, and of the later three of these the
+        wide maps inside the blocks, too.
     """
 
     num_classes: int | None = None
@@ -99,13 +101,13 @@ class EfficientNetLite0(nn.Module):
                 inner = expansion * x.shape[-1]
                 if expansion > 1:
                     x = nn.relu6(layer(x, inner, 1, 1, f"{name}_expand"))
-                    if self.block_taps and stage >= _WIDE:
+                    if self.block_taps and stage in _WIDE:
                         maps.append(x)
                 x = layer(x, inner, kernel, stride, f"{name}_depthwise", inner)
                 x = layer(nn.relu6(x), features, 1, 1, f"{name}_project")
                 if x.shape == shortcut.shape:
                     x = x + shortcut
-                if self.block_taps or i == number - 1:
+                if stage in _BLOCKS if self.block_taps else i == number - 1:
                     maps.append(x)
         x = nn.relu6(layer(x, 1280, 1, 1, "head"))
         if self.num_classes is None:

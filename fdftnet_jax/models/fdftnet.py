@@ -49,6 +49,7 @@ class FDFtNet(nn.Module):
       ftt_filter: of these images, a key of `residuals.FILTERS`; '' for none.
       taps: whether the mean and deviation of the backbone's maps of several depths are
         classified, too, each normalised over the batch.
+      block_taps: whether the last of these, the feature map, is left out of them.
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
     """
@@ -61,6 +62,7 @@ class FDFtNet(nn.Module):
     ftt_view: str = "whole"
     ftt_filter: str = ""
     taps: bool = False
+    block_taps: bool = False
     num_classes: int = 2
     axis_name: str | None = None
 
@@ -98,5 +100,6 @@ class FDFtNet(nn.Module):
             norm = BatchNorm(
                 use_running_average=not train, axis_name=self.axis_name, name="taps_bn"
             )
-            x = jnp.concatenate([x, norm(depth_statistics(maps))], axis=-1)
+            tapped = maps[:-1] if self.block_taps else maps
+            x = jnp.concatenate([x, norm(depth_statistics(tapped))], axis=-1)
         return Dense(self.num_classes, name="classifier")(x)

@@ -18,11 +18,13 @@ class LinearClassifier(nn.Module):
       backbone: a module `(images, *, train) -> [batch, h, w, channels]`, or with `taps`
         a tuple of such maps.
       taps: whether to classify the mean and deviation of each of several depths.
+      block_taps: whether the last of these, the feature map, is left out.
       num_classes: of the logits; None returns what would be classified.
     """
 
     backbone: nn.Module
     taps: bool = False
+    block_taps: bool = False
     num_classes: int | None = 2
 
     @nn.compact
@@ -41,7 +43,10 @@ class LinearClassifier(nn.Module):
           Logits [batch, num_classes].
         """
         features = self.backbone(images, train=train and train_backbone)
-        x = depth_statistics(features) if self.taps else jnp.mean(features, (1, 2))
+        if self.taps:
+            x = depth_statistics(features[:-1] if self.block_taps else features)
+        else:
+            x = jnp.mean(features, (1, 2))
         if self.num_classes is None:
             return x
         return Dense(self.num_classes, name="classifier")(x)

@@ -164,9 +164,8 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     if model["kind"] == "classifier":
         return backbone(num_classes=2)
     taps = model.get("taps", False)
-    backbone = functools.partial(
-        backbone, taps=taps, block_taps=taps and model.get("block_taps", False)
-    )
+    block_taps = model.get("block_taps", False)
+    backbone = functools.partial(backbone, taps=taps, block_taps=block_taps)
     if model["kind"] == "fdftnet":
         return FDFtNet(
             backbone(),
@@ -178,10 +177,11 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             ftt_view=model.get("ftt_view", "whole"),
             ftt_filter=model.get("ftt_filter", ""),
             taps=taps,
+            block_taps=block_taps,
             axis_name=axis_name,
         )
     if model["kind"] == "linear":
-        return LinearClassifier(backbone(), taps=taps)
+        return LinearClassifier(backbone(), taps=taps, block_taps=block_taps)
     raise UserError(
         f"model.kind is {model['kind']!r}: expected one of {', '.join(KINDS)}"
     )

@@ -105,6 +105,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             "network that judges already; give one with --config.init_from=PATH "
             "--config.init_heads=True"
         )
+    if config.model.block_taps and not config.model.taps:
+        raise UserError(
+            "model.block_taps says which taps there are, and model.taps is False: "
+            "expected --config.model.taps=True"
+        )
     network = (config.model.kind, config.model.backbone)
     if config.data.train_size and network == ("classifier", "shallownetv3"):
         raise UserError(

@@ -191,8 +191,8 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet, linear: whether the mean and deviation of the backbone's feature maps of
     # several depths are classified, too.
     config.model.taps = False
-    # taps, efficientnet_lite0: of every block, and of the later stages the wide maps
-    # inside the blocks, too.
+    # taps, efficientnet_lite0: of every block of the first six stages, and of the later
+    # three the wide maps inside the blocks, too; not of the last maps.
     config.model.block_taps = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one), or a

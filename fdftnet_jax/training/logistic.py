@@ -26,9 +26,8 @@ from fdftnet_jax.models import registry
 from fdftnet_jax.training import feed, processes, setup, steps
 
 # C of one feature. k standardised features have |x|^2 near k, so that C = PENALTY / k
-# means the same for any k. From a fifth of it to ten times of it the AUROC on other
-# pictures is level, with 10 to 320 pictures of a class (docs/results.md); how sure the
-# scores are is set by the calibration.
+# means the same for any k. From a third to three times of it the AUROC on other
+# pictures is level (docs/results.md); the calibration sets how sure the scores are.
 PENALTY = 500.0
 # Of `config.model`: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
