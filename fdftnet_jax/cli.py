@@ -40,7 +40,8 @@ middle of each validation picture; the test takes all of a picture. The report
 beside F says the rest. With --old and a detector to start from, an old forgery
 that may have been forgotten beyond --max-forgetting keeps the file from being
 written; without --old, what the detector said of the new pictures holds on to
-some of what it knew. (A regression is fitted anew, and needs --old.)
+some of what it knew, where a network is trained. (A regression is fitted anew,
+and needs --old.)
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take about a quarter of an hour, 200 about a minute.
@@ -240,15 +241,15 @@ def _add_adapt(subparsers) -> None:
         choices=("auto", "probe", "fdftnet"),
         default="auto",
         help="fdftnet: train the network; probe: fit a regression on its frozen "
-        "features, in minutes; auto (default): probe from imagenet with fewer than 400 "
-        "pictures of a class to train on, else fdftnet",
+        "features, in minutes; auto (default): probe from imagenet, or from a probe, "
+        "with fewer than 400 pictures of a class to train on, else fdftnet",
     )
     parser.add_argument(
         "--epochs",
         type=_positive,
         default=0,
         metavar="N",
-        help="passes over the pictures of fdftnet (default: 32)",
+        help="passes over the pictures, by fdftnet (default: 32)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of all that is random"

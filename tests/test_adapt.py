@@ -474,6 +474,25 @@ def test_few_pictures_are_learned_by_a_regression(
     assert config.model.block_taps == fitted
 
 
+def test_a_network_that_detects_is_trained_on(pictures, start, tmp_path):
+    """However few the pictures are: what it knows is in its weights."""
+    given = options(pictures, "new.safetensors", start, epochs=0)
+    config = adapt.make_config(given, tmp_path)
+    assert (config.optimizer.name, config.init_heads) == ("adamw", True)
+
+
+def test_files_beside_the_pictures_do_not_count(tmp_path, monkeypatch):
+    for name, family in (("real", "real"), ("fake", "blended")):
+        folder = _fill(tmp_path / name, family, 0, number=4)
+        for index in range(4):
+            (folder / f"{index}.json").write_text("{}")
+    # Of four pictures two train; of eight five would.
+    monkeypatch.setattr(adapt, "_FEW", 3)
+    real, fake = str(tmp_path / "real"), str(tmp_path / "fake")
+    config = adapt.make_config(adapt.Options("new", real, fake), tmp_path / "work")
+    assert config.optimizer.name == "logistic"
+
+
 def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, capsys):
     """Its file is tested beside that of the start, and judges pictures."""
     given = options(pictures, tmp_path / "new.safetensors", start, epochs=0)

@@ -7,7 +7,8 @@ import pytest
 import small_runs
 
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import pipeline
+from fdftnet_jax.data import images, pipeline
+from fdftnet_jax.detector import detector, export
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.run import Run
@@ -121,13 +122,33 @@ def test_features_are_computed_once(
     assert len(computed) == 2
 
 
+@pytest.mark.slow
+def test_a_regression_on_every_block_judges_pictures(cache_dir, tmp_path):
+    """A file says what its run does; the features of other taps are other ones."""
+    said = []
+    for taps in (True, False):
+        changes = defaults.probe("efficientnet_lite0") | {"model.block_taps": taps}
+        changes |= {"model.backbone": "efficientnet_lite0"}
+        config = small_runs.config(cache_dir, "imagenet", **changes)
+        run = Run(small_runs.run(config, tmp_path / f"run{taps}"))
+        path = tmp_path / f"{taps}.safetensors"
+        export.write(run, path)
+        scores = scoring.score_split(run, "validation")
+        records = scoring.open_data(run, "validation", None).source("validation")
+        pictures = [images.decode_png(records[i]["image"]) for i in range(len(records))]
+        said.append(detector.load(path).log_odds(pictures))
+        expected = scores.logits[:, 1] - scores.logits[:, 0]
+        np.testing.assert_allclose(said[-1], expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(said[0] - said[1]).max() > 0.01
+
+
 def test_features_of_several_views_are_averaged():
     """On two devices, with a batch that is filled up, against NumPy."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
+    pictures = rng.integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
     source = [
         {"image": image, "label": np.int32(0), "index": np.int32(i)}
-        for i, image in enumerate(images)
+        for i, image in enumerate(pictures)
     ]
 
     def apply(variables, images, *, train):
@@ -136,7 +157,7 @@ def test_features_of_several_views_are_averaged():
 
     batches = pipeline.eval_batches(source, 4, threads=0)
     found = logistic.compute(apply, {"w": 2.0}, batches, "zero_one")[:3]
-    expected = 2 * (images / 255).max((2, 3)).mean(1)
+    expected = 2 * (pictures / 255).max((2, 3)).mean(1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

@@ -133,6 +133,7 @@ def cached_features(
     parts = {
         "version": fdftnet_jax.__version__,
         "model": {key: model[key] for key in _OF_FEATURES},
+        "features": len(training.state.params["classifier"]["kernel"]),
         "view": view.to_dict(),
         "data": [data.own.fingerprint, data.replay],
     }
