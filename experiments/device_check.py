@@ -421,7 +421,6 @@ def _throughput() -> Iterator[Row]:
         ("finetune", large, "bfloat16", None),
         ("infer", large, "bfloat16", None),
     ]
-
     for mode, batch, dtype, precision in cases:
         config = _config(backbone, batch_size=batch, dtype=dtype)
         with jax.default_matmul_precision(precision):

@@ -475,10 +475,11 @@ def test_few_pictures_are_learned_by_a_regression(
 
 
 def test_a_network_that_detects_is_trained_on(pictures, start, tmp_path):
-    """However few the pictures are: what it knows is in its weights."""
-    given = options(pictures, "new.safetensors", start, epochs=0)
-    config = adapt.make_config(given, tmp_path)
-    assert (config.optimizer.name, config.init_heads) == ("adamw", True)
+    """However few the pictures are; a pre-trained backbone, too."""
+    for from_, init_heads in ((start, True), (start.parent / "base", False)):
+        given = options(pictures, "new.safetensors", from_, epochs=0)
+        config = adapt.make_config(given, tmp_path)
+        assert (config.optimizer.name, config.init_heads) == ("adamw", init_heads)
 
 
 def test_files_beside_the_pictures_do_not_count(tmp_path, monkeypatch):
@@ -515,7 +516,7 @@ def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, c
     assert (config.optimizer.name, config.init_heads) == ("logistic", False)
     for from_, method in ((given.out, "auto"), (start, "probe")):
         lacking = dataclasses.replace(again, start=str(from_), method=method, old=())
-        with pytest.raises(UserError, match="is fitted anew: give them with --old"):
+        with pytest.raises(UserError, match="give pictures of them with --old"):
             adapt.make_config(lacking, tmp_path / "without")
 
 

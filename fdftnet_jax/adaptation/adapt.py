@@ -215,7 +215,7 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
 
 
 def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
-    """Whether to fit a regression rather than train; says so where it was not told."""
+    """Whether to fit a regression rather than train; says so where the user did not."""
     by_name = not os.path.exists(options.start)
     decided = options.method != "auto" or options.epochs
     if decided or not (by_name or _is_regression(options.start)):
@@ -230,8 +230,8 @@ def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
         return False
     say(
         f"with about {number} pictures of a class to train on, a regression on frozen "
-        f"features is fitted: below {_FEW} it finds as much as training the network "
-        "(--method fdftnet)"
+        f"features is fitted: below {_FEW} it finds as much as training the network, "
+        "which --method fdftnet does"
     )
     return True
 
@@ -323,8 +323,8 @@ def _start_from(
     if model["kind"] in registry.ON_BACKBONE and anew:
         if not options.old:
             raise UserError(
-                f"what {start} knows is kept by pictures of it alone where a "
-                "regression is fitted anew: give them with --old"
+                f"{start} is not trained on but begun anew, and would forget the "
+                "forgeries that it knows: give pictures of them with --old"
             )
     elif model["kind"] in registry.ON_BACKBONE:
         # The same network goes on, with all its layers.

@@ -37,8 +37,9 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# The stages, from 0, whose blocks are tapped, and those whose wide maps are, too: wide
-# maps before them are large, and what comes after them tells objects apart.
+# Of `block_taps`: the stages, from 0, whose blocks give their outputs, and those that
+# give the wide maps, too. Earlier wide maps are large, and the last stage made a
+# regression on the taps worse on validation pictures (docs/results.md).
 _BLOCKS, _WIDE = range(6), range(3, 6)
 BLOCKS = sum(number for number, *_ in _STAGES)
 
@@ -107,7 +108,8 @@ class EfficientNetLite0(nn.Module):
                 x = layer(nn.relu6(x), features, 1, 1, f"{name}_project")
                 if x.shape == shortcut.shape:
                     x = x + shortcut
-                if stage in _BLOCKS if self.block_taps else i == number - 1:
+                last = i == number - 1
+                if stage in _BLOCKS if self.block_taps else last:
                     maps.append(x)
         x = nn.relu6(layer(x, 1280, 1, 1, "head"))
         if self.num_classes is None:

@@ -122,15 +122,15 @@ def get_backbone(
         raise UserError(
             f"{name} has no variant {variant!r}: it has {', '.join(backbone.variants)}"
         )
-    options: dict[str, Any] = {}
-    if len(backbone.variants) > 1:
-        options["variant"] = variant
     if block_taps and not backbone.block_taps:
         able = ", ".join(name for name in BACKBONES if BACKBONES[name].block_taps)
         raise UserError(
             f"{name} has no taps of every block: expected {able}, or "
             "--config.model.block_taps=False"
         )
+    options: dict[str, Any] = {}
+    if len(backbone.variants) > 1:
+        options["variant"] = variant
     if block_taps:
         options["block_taps"] = True
     return backbone.build(

@@ -50,10 +50,13 @@ FROM_IMAGENET: dict[str, Any] = {
 
 
 def probe(backbone: str) -> dict[str, Any]:
-    """What a probe of frozen features, fitted by regression, differs in from the above.
+    """The fields of a logistic regression on frozen features, over those of a recipe.
 
-    The mean and deviation of feature maps of many depths are computed once from the
+    The mean and deviation of feature maps of many depths are computed once, from the
     pictures as they are.
+
+    Args:
+      backbone: whose features they are; only some have taps of every block.
     """
     return {
         "model.kind": "linear",
@@ -62,7 +65,7 @@ def probe(backbone: str) -> dict[str, Any]:
         "trainable": "head",
         "release_epoch": 0,
         "epochs": 1,
-        # Its one epoch is validated as it is scored, not by windows.
+        # Validated as it is scored in the end, not by one window of a picture.
         "keep": "best",
         "optimizer.name": "logistic",
         "optimizer.backbone_rate": 1.0,
@@ -191,8 +194,8 @@ def get_config() -> ml_collections.ConfigDict:
     # fdftnet, linear: whether the mean and deviation of the backbone's feature maps of
     # several depths are classified, too.
     config.model.taps = False
-    # taps, efficientnet_lite0: of every block of the first six stages, and of the later
-    # three the wide maps inside the blocks, too; not of the last maps.
+    # taps, efficientnet_lite0: those of every block of the first six stages, and of the
+    # wide maps inside the blocks of the fourth to sixth, in place of one of each stage.
     config.model.block_taps = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one), or a

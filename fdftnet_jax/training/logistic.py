@@ -3,8 +3,8 @@
 The backbone sees every training image once, without augmentation, as evaluation does.
 Its k features are standardised, and scikit-learn's logistic regression finds the
 minimum of the loss, summed over the images, plus |w|^2 / (2 C) with C = 500 / k. The
-result is the dense layer of an
-ordinary network, which is calibrated, evaluated and exported like any other.
+result is the dense layer of an ordinary network, which is calibrated, evaluated and
+exported like any other.
 """
 
 import hashlib
@@ -25,9 +25,10 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import feed, processes, setup, steps
 
-# C of one feature. k standardised features have |x|^2 near k, so that C = PENALTY / k
-# means the same for any k. From a third to three times of it the AUROC on other
-# pictures is level (docs/results.md); the calibration sets how sure the scores are.
+# C of one feature. The k standardised features of an image have a squared norm near k,
+# so that C = PENALTY / k weighs the same for any k. From a third to three times of it
+# the AUROC on other pictures is level (docs/results.md); how sure the scores are is set
+# by the calibration.
 PENALTY = 500.0
 # Of `config.model`: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
@@ -133,6 +134,7 @@ def cached_features(
     parts = {
         "version": fdftnet_jax.__version__,
         "model": {key: model[key] for key in _OF_FEATURES},
+        # Another number tells of other code, too.
         "features": len(training.state.params["classifier"]["kernel"]),
         "view": view.to_dict(),
         "data": [data.own.fingerprint, data.replay],
