@@ -30,15 +30,18 @@ from fdftnet_jax.training import defaults
 _FULL = {
     "model.kind": "linear",
     "model.taps": False,
+    "model.regression": False,
     "trainable": "all",
     "release_epoch": 0,
 }
-_FROZEN = {"trainable": "head", "release_epoch": 0}
+_FROZEN = {"model.regression": False, "trainable": "head", "release_epoch": 0}
 # Method -> what it changes in configs/finetune.py.
 METHODS: dict[str, dict[str, Any]] = {
     # The default; the paper's backbones are released after two epochs, more slowly than
     # the rest.
     "fdftnet": {},
+    # The default without the regression that it adds where it starts from ImageNet.
+    "no_regression": {"model.regression": False},
     # All of the backbone under a new linear layer, at the same rates.
     "full_finetune": _FULL,
     # Section 4.1: learning rate, batch, no warm-up; the backbone frozen.

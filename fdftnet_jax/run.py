@@ -122,6 +122,7 @@ class Run:
             "model.ftt_filter": "",
             "model.taps": False,
             "model.block_taps": False,
+            "model.regression": False,
             "optimizer.name": "sgd",
             "optimizer.weight_decay": 0.0,
             "augment.rescale": 0.0,

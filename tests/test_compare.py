@@ -123,14 +123,14 @@ def test_the_methods_differ_in_what_they_say_and_in_no_budget(cache_dir):
         assert {config.data.replay for config in configs.values()} == {replay}
         kinds = {method: config.model.kind for method, config in configs.items()}
         assert kinds == dict.fromkeys(compare.METHODS, "linear") | dict.fromkeys(
-            ("fdftnet", "paper", "frozen"), "fdftnet"
+            ("fdftnet", "no_regression", "paper", "frozen"), "fdftnet"
         )
         trainable = {method: config.trainable for method, config in configs.items()}
         assert trainable == dict.fromkeys(compare.METHODS, "head") | dict.fromkeys(
             ("full_finetune", "l2_sp", "scratch"), "all"
         )
         released = {m for m, config in configs.items() if config.release_epoch}
-        assert released == {"fdftnet"}
+        assert released == {"fdftnet", "no_regression"}
         pulled = {m for m, config in configs.items() if config.optimizer.l2_sp}
         assert pulled == {"l2_sp"}
         assert configs["paper"].optimizer.learning_rate == 0.3
@@ -153,6 +153,7 @@ def test_published_weights_take_the_place_of_a_pre_training(cache_dir, tmp_path)
         assert run.config.init_from == "imagenet" * (cell.method != "scratch")
         assert run.config.data.replay_dir == "old" * (cell.replay > 0)
         assert run.scored["old"]["dir"] == "old"
+        assert run.config.model.regression == (cell.method == "fdftnet")
     outcomes = {run.name: grid.Outcome() for cell in cells.values() for run in cell}
     compare.write_table(config, tmp_path, cells, outcomes)
     assert "weights of imagenet" in (tmp_path / "compare.html").read_text()

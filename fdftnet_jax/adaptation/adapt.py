@@ -58,7 +58,13 @@ _FEW = 400
 # Where no old forgery is given: weight of what the network said before of a picture.
 _DISTILLATION = 1.0
 # What a network is of which these fields are not told: it was made before them.
-_WITHOUT = {"taps": False, "ftt_size": 0, "ftt_view": "whole", "ftt_filter": ""}
+_WITHOUT = {
+    "taps": False,
+    "ftt_size": 0,
+    "ftt_view": "whole",
+    "ftt_filter": "",
+    "regression": False,
+}
 # Scores the test split of a data set.
 _Score = Callable[[forgery_faces.FaceDataset], Scored]
 
@@ -332,6 +338,13 @@ def _start_from(
         known = set(config.model)
         own = {name: value for name, value in model.items() if name in known}
         config.model.update(_WITHOUT | own)
+        if config.model.regression and not options.old:
+            say(
+                "the regression beside the network is left out: fitted to the new "
+                "pictures alone it would forget the others; give pictures of those "
+                "with --old to keep it"
+            )
+            config.model.regression = False
     return rules
 
 

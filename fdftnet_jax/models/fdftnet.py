@@ -1,4 +1,9 @@
-"""FDFtNet (Jeon, Bang, Woo 2020, Fig. 1): a backbone and the two branches beside it."""
+"""FDFtNet (Jeon, Bang, Woo 2020, Fig. 1): a backbone and the two branches beside it.
+
+Beyond the paper, a logistic regression on the features of the backbone as it was before
+training can stand beside all of it. The two err on different pictures, and their sum
+finds more than either (docs/results.md).
+"""
 
 import flax.linen as nn
 import jax
@@ -50,6 +55,10 @@ class FDFtNet(nn.Module):
       taps: whether the mean and deviation of the backbone's maps of several depths are
         classified, too, each normalised over the batch.
       block_taps: whether the last of these, the feature map, is left out of them.
+      regression: a module `(images, *, train) -> logits` on a backbone of its own,
+        whose logits are added in inference; None for none. In training they are not:
+        the rest learns as if it were alone. Log odds add up where what they rest on is
+        independent.
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
     """
@@ -63,6 +72,7 @@ class FDFtNet(nn.Module):
     ftt_filter: str = ""
     taps: bool = False
     block_taps: bool = False
+    regression: nn.Module | None = None
     num_classes: int = 2
     axis_name: str | None = None
 
@@ -74,7 +84,8 @@ class FDFtNet(nn.Module):
 
         Args:
           images: [batch, height, width, 3] float32 in [-1, 1].
-          train: whether the new branches use the batch's own statistics.
+          train: whether the new branches use the batch's own statistics, and the
+            regression is left out.
           train_backbone: whether the backbone does, too, with its dropout on; a frozen
             backbone runs as in inference.
 
@@ -90,16 +101,19 @@ class FDFtNet(nn.Module):
             name="mobilenet_head",
         )(maps[-1], train=train)
         if self.num_stages:
-            images = transformer_view(images, self.ftt_size, self.ftt_view)
+            pixels = transformer_view(images, self.ftt_size, self.ftt_view)
             if self.ftt_filter:
-                images = residuals.FILTERS[self.ftt_filter](images)
+                pixels = residuals.FILTERS[self.ftt_filter](pixels)
             x += FineTuneTransformer(
                 self.num_stages, axis_name=self.axis_name, name="fine_tune_transformer"
-            )(images, train=train)
+            )(pixels, train=train)
         if self.taps:
             norm = BatchNorm(
                 use_running_average=not train, axis_name=self.axis_name, name="taps_bn"
             )
             tapped = maps[:-1] if self.block_taps else maps
             x = jnp.concatenate([x, norm(depth_statistics(tapped))], axis=-1)
-        return Dense(self.num_classes, name="classifier")(x)
+        logits = Dense(self.num_classes, name="classifier")(x)
+        if self.regression is not None and not train:
+            logits += self.regression(images, train=False)
+        return logits

@@ -146,7 +146,7 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
         'linear' (one dense layer on the mean of the backbone's features); `backbone`,
         and its `variant` where that is not its first; for the last two `taps` and
         `block_taps`; for FDFtNet `num_blocks`, `num_stages`, `first_stride`, and
-        `ftt_size`, `ftt_view` and `ftt_filter`.
+        `ftt_size`, `ftt_view`, `ftt_filter` and `regression`.
       axis_name: the pmapped axis of the global batch.
 
     Returns:
@@ -178,6 +178,9 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
             ftt_filter=model.get("ftt_filter", ""),
             taps=taps,
             block_taps=block_taps,
+            regression=(
+                build(regression(model), axis_name) if model.get("regression") else None
+            ),
             axis_name=axis_name,
         )
     if model["kind"] == "linear":
@@ -185,6 +188,26 @@ def build(model: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     raise UserError(
         f"model.kind is {model['kind']!r}: expected one of {', '.join(KINDS)}"
     )
+
+
+def regression(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes, for `build`, the regression that stands beside FDFtNet.
+
+    Args:
+      model: what FDFtNet is built from.
+    """
+    return {
+        "kind": "linear",
+        "backbone": model["backbone"],
+        "variant": model.get("variant", ""),
+        "taps": True,
+        "block_taps": has_block_taps(model["backbone"]),
+    }
+
+
+def has_block_taps(name: str) -> bool:
+    """Whether a backbone can give the maps of every block."""
+    return _registered(name).block_taps
 
 
 def l2_weights(model: Mapping[str, Any]) -> dict[str, float]:

@@ -72,6 +72,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "model.ftt_filter": ("", *residuals.FILTERS),
     "model.taps": (False, True),
     "model.block_taps": (False, True),
+    "model.regression": (False, True),
     "class_balance": feed.BALANCES,
     "new_weights": (False, True),
     "init_heads": (False, True),
@@ -109,6 +110,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "model.block_taps says which taps there are, and model.taps is False: "
             "expected --config.model.taps=True"
+        )
+    if config.model.regression and (
+        config.model.kind != "fdftnet" or config.new_weights
+    ):
+        raise UserError(
+            "model.regression is True, which is for FDFtNet on a backbone that was "
+            f"trained before, with model.kind={config.model.kind!r} and new_weights="
+            f"{config.new_weights}: expected --config.model.regression=False"
         )
     network = (config.model.kind, config.model.backbone)
     if config.data.train_size and network == ("classifier", "shallownetv3"):

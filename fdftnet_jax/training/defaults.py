@@ -23,6 +23,8 @@ FROM_IMAGENET: dict[str, Any] = {
     "data.replay": 200,
     # The backbone's maps of small depth, too, which hold what is left of the traces.
     "model.taps": True,
+    # What a regression says of the frozen backbone's features is added in the end.
+    "model.regression": True,
     # All of it is trained from the start.
     "trainable": "all",
     "release_epoch": 0,
@@ -58,10 +60,14 @@ def probe(backbone: str) -> dict[str, Any]:
     Args:
       backbone: whose features they are; only some have taps of every block.
     """
+    # (A config is read without JAX.)
+    from fdftnet_jax.models import registry
+
     return {
         "model.kind": "linear",
         "model.taps": True,
-        "model.block_taps": backbone == "efficientnet_lite0",
+        "model.block_taps": registry.has_block_taps(backbone),
+        "model.regression": False,
         "trainable": "head",
         "release_epoch": 0,
         "epochs": 1,
@@ -197,6 +203,10 @@ def get_config() -> ml_collections.ConfigDict:
     # taps, efficientnet_lite0: those of every block of the first six stages, and of the
     # wide maps inside the blocks of the fourth to sixth, in place of one of each stage.
     config.model.block_taps = False
+    # fdftnet: whether a logistic regression on the taps of the backbone as it was
+    # before the training (of every block, where it has those) adds its log odds to the
+    # network's, once both have learned. Scoring takes about twice as long with it.
+    config.model.regression = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one), or a
     # detector's file; a file of weights: Keras's .keras, .weights.h5 or .h5, a PyTorch

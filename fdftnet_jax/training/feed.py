@@ -82,12 +82,18 @@ class Images:
         )
         return Feed(batches, views)
 
-    def train_batches_as_scored(self) -> Iterator[pipeline.Example]:
-        """The training images once, in order, without augmentation, in one process."""
+    def train_batches_as_scored(self, rows: np.ndarray) -> Iterator[pipeline.Example]:
+        """Training images once, in order, without augmentation, in one process.
+
+        Args:
+          rows: of the source of training images.
+        """
         megabytes = 0  # They are read only once.
         source = _source(self._data.train, self._preprocessing, megabytes)
         return pipeline.eval_batches(
-            source, self._config.batch_size, threads=self._config.data.threads
+            pipeline.Subset(source, rows),
+            self._config.batch_size,
+            threads=self._config.data.threads,
         )
 
     def validation_batches(self) -> Iterator[pipeline.Example]:

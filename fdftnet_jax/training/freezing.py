@@ -14,6 +14,8 @@ from fdftnet_jax.errors import UserError
 # Phase -> pattern of the parameters that it freezes, matched from the start of their
 # path; None freezes nothing.
 PHASES: dict[str, str | None] = {"head": "backbone/", "all": None}
+# FDFtNet's regression is fitted, not trained, whatever the phase.
+_FITTED = "regression/"
 
 Tree = Any
 
@@ -23,7 +25,7 @@ def trainable_mask(params: Tree, phase: str) -> Tree:
 
     Args:
       params: nested dict of parameters.
-      phase: one of `PHASES`: 'head' freezes the backbone, 'all' freezes nothing.
+      phase: one of `PHASES`: 'head' freezes the backbone, 'all' does not.
 
     Returns:
       A tree of bool like `params`.
@@ -37,6 +39,8 @@ def trainable_mask(params: Tree, phase: str) -> Tree:
 
     def is_trainable(path: tuple[DictKey, ...], _) -> bool:
         name = "/".join(str(key.key) for key in path)
+        if "backbone" in params and name.startswith(_FITTED):
+            return False
         return pattern is None or re.match(pattern, name) is None
 
     mask = jax.tree_util.tree_map_with_path(is_trainable, params)

@@ -194,10 +194,21 @@ def _trained(
     backbone = variables
     if model["kind"] in registry.ON_BACKBONE:
         backbone = {part: tree.get("backbone", {}) for part, tree in variables.items()}
+    heads = None
+    if config.init_heads:
+        # Its regression may be left out, which the rest does not depend on.
+        heads = {
+            part: {
+                name: layers
+                for name, layers in tree.items()
+                if name != "regression" or config.model.regression
+            }
+            for part, tree in variables.items()
+        }
     return dataclasses.replace(
         start,
         backbone=None if config.new_weights else backbone,
-        heads=variables if config.init_heads else None,
+        heads=heads,
         path=config.init_from,
     )
 
@@ -276,6 +287,9 @@ def initialise(
             checkpoint.check_fits(found, layers, f"the backbone in {start.path}")
             tree = variables[collection]
             if described["kind"] in registry.ON_BACKBONE:
+                # Beside FDFtNet it stays as it is here.
+                if "regression" in tree:
+                    tree["regression"]["backbone"].update(found)
                 tree = tree["backbone"]
             tree.update(found)
     return variables

@@ -3,8 +3,9 @@
 The backbone sees every training image once, without augmentation, as evaluation does.
 Its k features are standardised, and scikit-learn's logistic regression finds the
 minimum of the loss, summed over the images, plus |w|^2 / (2 C) with C = 500 / k. The
-result is the dense layer of an ordinary network, which is calibrated, evaluated and
-exported like any other.
+result is a dense layer: all that a network of the kind 'linear' learns, or what FDFtNet
+adds to its own logits (`config.model.regression`). Either is calibrated, evaluated and
+exported like any other network.
 """
 
 import hashlib
@@ -21,7 +22,6 @@ from tqdm import tqdm
 import fdftnet_jax
 from fdftnet_jax import files, parallel
 from fdftnet_jax.data import caches, pipeline, preprocess
-from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import feed, processes, setup, steps
 
@@ -30,7 +30,10 @@ from fdftnet_jax.training import feed, processes, setup, steps
 # the AUROC on other pictures is level (docs/results.md); how sure the scores are is set
 # by the calibration.
 PENALTY = 500.0
-# Of `config.model`: what the features depend on.
+# The most images that are fitted, drawn by the seed: all features are held in memory,
+# 140 kB an image of the largest.
+_MOST = 10_000
+# Of a network's description: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
 Checked = Callable[[Iterable[pipeline.Example]], Iterable[pipeline.Example]]
 
@@ -42,28 +45,23 @@ def fit(
 
     Args:
       config: all fields of `training/defaults.py`.
-      training: of a network of the kind 'linear'.
+      training: of a network of the kind 'linear', or of FDFtNet with a regression.
       checked: passes batches on, until a signal stops the training.
 
     Returns:
       `kernel` [features, 2] and `bias` [2] of the layer; and the sums `loss` (nats),
-      `correct` and `count` over the training images.
-
-    Raises:
-      UserError: several processes train.
+      `correct` and `count` over the images that were fitted.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            "optimizer.name='logistic' is for one process: it takes seconds; start it "
-            "without --distributed"
-        )
     data, images = training.data, training.images
-    pooled = cached_features(config, training, checked)
-    labels = feed.labels(data.train)
+    rows = np.arange(data.num_images())
+    if len(rows) > _MOST:
+        rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:_MOST])
+    labels = feed.labels(data.train)[rows]
     weights = np.asarray(images.class_weights)[labels]
     # (Batches with as many of each class, too, count both the same.)
     if config.class_balance == "batches":
         weights = np.asarray(feed.class_weights(data, "weights"))[labels]
+    pooled = cached_features(config, training, rows, checked)
     processes.say(
         f"logistic regression on {pooled.shape[1]:,} features of {len(labels):,} images"
     )
@@ -109,7 +107,10 @@ def solve(
 
 
 def cached_features(
-    config: ml_collections.ConfigDict, training: setup.Training, checked: Checked
+    config: ml_collections.ConfigDict,
+    training: setup.Training,
+    rows: np.ndarray,
+    checked: Checked,
 ) -> np.ndarray:
     """The features of the training images, from the cache if they were computed before.
 
@@ -118,44 +119,51 @@ def cached_features(
     Args:
       config: as for `fit`.
       training: as for `fit`.
+      rows: [n] of the training source.
       checked: as for `fit`.
 
     Returns:
-      [n, features] float64, in the order of the training source: what the dense layer
-      sees, averaged over the views of an image.
+      [n, features] float64: what the dense layer sees of these images, averaged over
+      the views of an image.
     """
     record, data = training.record, training.data
-    model, view = dict(record.model), record.preprocessing
+    model, view = record.model, record.preprocessing
+    params, batch_stats = training.state.params, training.state.batch_stats
+    if model["kind"] == "fdftnet":
+        params = params["regression"]
+        batch_stats = batch_stats.get("regression", {})
+        model = {**registry.regression(model), "dtype": model["dtype"]}
     variables = {
-        "params": {"backbone": training.state.params["backbone"]},
-        "batch_stats": training.state.batch_stats,
+        "params": {"backbone": params["backbone"]},
+        "batch_stats": {"backbone": batch_stats.get("backbone", {})},
     }
     digest = hashlib.sha256()
     parts = {
         "version": fdftnet_jax.__version__,
         "model": {key: model[key] for key in _OF_FEATURES},
         # Another number tells of other code, too.
-        "features": len(training.state.params["classifier"]["kernel"]),
+        "features": len(params["classifier"]["kernel"]),
         "view": view.to_dict(),
         "data": [data.own.fingerprint, data.replay],
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for part in data.train:
         digest.update(part.indices.astype(np.int64).tobytes())
+    digest.update(rows.astype(np.int64).tobytes())
     for leaf in jax.tree.leaves(variables):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     cache = caches.cache_dir(config.data.cache_dir)
     path = cache / "features" / f"{digest.hexdigest()[:32]}.npy"
     if path.is_file():
-        processes.say(f"features of {data.num_images():,} images: read from {path}")
+        processes.say(f"features of {len(rows):,} images: read from {path}")
         return np.load(path).astype(np.float64)
     module = registry.build(model).clone(num_classes=None)
     apply = registry.computing_in(model["dtype"], module.apply)
     # (Shown on a terminal only.)
-    with tqdm(total=data.num_images(), unit="img", disable=None) as bar:
-        batches = checked(training.images.train_batches_as_scored())
+    with tqdm(total=len(rows), unit="img", disable=None) as bar:
+        batches = checked(training.images.train_batches_as_scored(rows))
         pooled = compute(apply, variables, batches, view.scaling, bar.update)
-    pooled = pooled[: data.num_images()]
+    pooled = pooled[: len(rows)]
     if ":" not in model["backbone"]:
         content = io.BytesIO()
         np.save(content, pooled)
@@ -172,7 +180,7 @@ def compute(
     scaling: str,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> np.ndarray:
-    """Computes features on all local devices.
+    """Computes features on all local devices, in one process.
 
     Args:
       apply: `(variables, images, train=) -> [b, features]`.
@@ -212,4 +220,4 @@ def pmap_step(apply: Callable[..., jax.Array], scaling: str):
         pooled = apply(variables, flat, train=False)
         return pooled.reshape(shape[0], -1, pooled.shape[-1]).mean(1)
 
-    return jax.pmap(step, axis_name=steps.AXIS)
+    return jax.pmap(step, axis_name=steps.AXIS, devices=jax.local_devices())

@@ -126,6 +126,8 @@ class _Loop:
             # What was wrong with the config has shown by now.
             if primary:
                 self._run.write_config(config)
+            if config.model.regression and self._step == 0:
+                self._fit_regression()
             while not progress.finished:
                 began = time.perf_counter()
                 row = self._epoch(bar)
@@ -154,7 +156,9 @@ class _Loop:
         watch = StepWatch(progress.sums, self._run, training.data.paths)
         try:
             if self._config.optimizer.name == "logistic":
-                self._fit(watch)
+                metrics = jax.tree.map(np.float32, {**self._fit(), "nonfinite": 0.0})
+                progress.steps = 1
+                watch.add(1, np.zeros((1, 0), np.int32), steps.replicate(metrics))
             else:
                 self._steps(watch, bar)
             progress.sums = watch.sums()
@@ -199,17 +203,32 @@ class _Loop:
             watch.add(first, indices, metrics)
             bar.update(count)
 
-    def _fit(self, watch: StepWatch) -> None:
-        """Fits the classifier in closed form, which is all of the training."""
-        checked = self._interruption.checked
-        classifier, sums = logistic.fit(self._config, self._training, checked)
+    def _fit_regression(self) -> None:
+        """Fits what FDFtNet adds to what it learns; a signal begins it anew."""
+        try:
+            self._fit()
+        except StopRequestedError:
+            self._interruption.stop(self._step)
+
+    def _fit(self) -> dict[str, float]:
+        """Fits a dense layer on frozen features; returns the sums of `logistic.fit`."""
         state = self._training.state
-        params = {**state.params, "classifier": classifier}
-        state = dataclasses.replace(state, step=state.step + 1, params=params)
+        beside = "regression" in state.params
+        part = state.params["regression"] if beside else state.params
+        # (Process 0 alone cannot ask the others whether to stop.)
+        alone = jax.process_count() == 1
+        checked = self._interruption.checked if alone else iter
+        classifier, sums = processes.of_primary(
+            lambda: logistic.fit(self._config, self._training, checked),
+            (part["classifier"], dict.fromkeys(("loss", "correct", "count"), 0.0)),
+            "fit the regression",
+        )
+        part = {**part, "classifier": classifier}
+        params = {**state.params, "regression": part} if beside else part
+        step = state.step + (not beside)
+        state = dataclasses.replace(state, step=step, params=params)
         self._state = steps.replicate(state)
-        self._progress.steps = 1
-        metrics = jax.tree.map(np.float32, {**sums, "nonfinite": 0.0})
-        watch.add(1, np.zeros((1, 0), np.int32), steps.replicate(metrics))
+        return sums
 
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images."""

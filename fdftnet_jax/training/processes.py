@@ -112,6 +112,21 @@ def primary_first(act: Callable[[], Result], what: str) -> Result:
     return result if is_primary() else act()  # type: ignore[return-value]
 
 
+def of_primary(make: Callable[[], Result], like: Result, what: str) -> Result:
+    """What process 0 makes, in all processes.
+
+    Args:
+      make: makes a tree of arrays and numbers.
+      like: a tree of the same shapes.
+      what: as for `by_primary`.
+    """
+    result = by_primary(make, what)
+    if jax.process_count() == 1:
+        return result  # type: ignore[return-value]
+    tree = result if is_primary() else like
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
 def check_same(values: Mapping[str, Any]) -> None:
     """Raises UserError, in all processes, where they do not have the same values.
 
