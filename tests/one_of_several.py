@@ -1,4 +1,4 @@
-"""A small pre-training run as a command, which tells of the images that it reads.
+"""A small run as a command, which tells of the images that it reads.
 
 `one_of_several.py CALL FLAGS`: before its batch of number CALL (0 for never) it is sent
 a SIGTERM.

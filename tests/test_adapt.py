@@ -420,7 +420,7 @@ def test_a_check_of_a_worse_detector(adapted, pictures, tmp_path, capsys):
 def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     """Its network had no taps, and a Fine-Tune Transformer for images of any size."""
     contents = file.read(start)
-    new = ("taps", "ftt_size", "ftt_view", "ftt_filter")
+    new = ("taps", "ftt_size", "ftt_view", "ftt_filter", "regression")
     model = {k: v for k, v in contents.card["model"].items() if k not in new}
     old = tmp_path / "old.safetensors"
     file.write(old, contents.arrays, {**contents.card, "model": model})
@@ -433,6 +433,27 @@ def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     found = {path: leaf.shape for path, leaf in network.flat(shapes).items()}
     arrays = {k: a.shape for k, a in contents.arrays.items() if k != "stablehlo"}
     assert found == arrays
+
+
+def test_a_regression_is_kept_where_it_would_forget_nothing(
+    pictures, start, tmp_path, capsys
+):
+    """It is fitted anew, to the pictures that are there."""
+    contents = file.read(start)
+    card = dict(contents.card)
+    card["model"] = card["model"] | {"regression": True}
+    path = tmp_path / "both.safetensors"
+    file.write(path, contents.arrays, card)
+    given = options(pictures, "x", path)
+    for old in ((str(pictures / "before"),), ()):
+        capsys.readouterr()
+        config = adapt.make_config(
+            dataclasses.replace(given, old=old), tmp_path / f"work{len(old)}"
+        )
+        config_values.check(config)
+        assert config.init_heads
+        assert config.model.regression == bool(old)
+        assert ("--old to keep it" in capsys.readouterr().err) == (not old)
 
 
 def test_pictures_are_cut_as_the_start_cuts_them(pictures, start, tmp_path):
@@ -472,6 +493,8 @@ def test_few_pictures_are_learned_by_a_regression(
     config_values.check(config)
     assert (config.optimizer.name == "logistic") == fitted
     assert config.model.block_taps == fitted
+    # What is trained has the regression beside it.
+    assert config.model.regression == (not fitted)
 
 
 def test_a_network_that_detects_is_trained_on(pictures, start, tmp_path):

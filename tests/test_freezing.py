@@ -48,6 +48,17 @@ def test_a_run_has_one_phase_or_releases_its_backbone():
     assert found == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("phase", ["head", "all"])
+def test_no_phase_trains_a_regression_beside_the_network(phase):
+    mask = freezing.trainable_mask(tree("backbone", "regression", "classifier"), phase)
+    found = {part: all(jax.tree.leaves(layers)) for part, layers in mask.items()}
+    expected = {"backbone": phase == "all", "regression": False, "classifier": True}
+    assert found == expected
+    # A part of that name in a network of another kind is a layer like any other.
+    mask = freezing.trainable_mask(tree("regression", "top"), "all")
+    assert all(jax.tree.leaves(mask))
+
+
 # A part whose name merely contains the pattern is not the backbone.
 PARTS = ("backbone", "backbone_head", "my_backbone", "classifier")
 

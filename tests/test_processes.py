@@ -27,11 +27,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 
-def start(devices, cache_dir, workdir, *flags, stopped_in=0):
+PRETRAIN = f"configs/pretrain.py:{small_runs.BACKBONE},toy"
+FINETUNE = f"configs/finetune.py:{small_runs.BACKBONE},toy"
+
+
+def start(devices, cache_dir, workdir, *flags, recipe=PRETRAIN, stopped_in=0):
     """Starts one process of a small run."""
     xla = os.environ["XLA_FLAGS"].replace("device_count=2", f"device_count={devices}")
     config = [f"--config.{k}={v}" for k, v in small_runs.small(cache_dir).items()]
     command = [HERE / "one_of_several.py", stopped_in, f"--workdir={workdir}"]
+    command += [f"--config={recipe}"]
     return subprocess.Popen(
         [sys.executable, *map(str, command), *config, *flags],
         cwd=ROOT,
@@ -46,16 +51,17 @@ def start(devices, cache_dir, workdir, *flags, stopped_in=0):
     )
 
 
-def start_two(cache_dir, workdir, *flags, stopped_in=0, of_second=()):
+def start_two(cache_dir, workdir, *flags, recipe=PRETRAIN, stopped_in=0, of_second=()):
     """Starts both; the second may be sent a signal, or have flags of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = (f"--coordinator=localhost:{port}", "--num_processes=2", *flags)
     return [
-        start(2, cache_dir, workdir, *flags, "--process_id=0"),
+        start(2, cache_dir, workdir, *flags, "--process_id=0", recipe=recipe),
         start(
             *(2, cache_dir, workdir, *flags, "--process_id=1", *of_second),
+            recipe=recipe,
             stopped_in=stopped_in,
         ),
     ]
@@ -140,6 +146,33 @@ def test_two_processes_are_one(alone, tmp_path):
     small_runs.run(small_runs.config(tmp_path / "cache"), tmp_path / "two")
 
 
+def test_the_first_process_fits_what_both_add(cache_dir, pretrained, tmp_path):
+    """With features that it computes itself."""
+    changes = {
+        "epochs": 1,
+        "keep": "last",
+        "trainable": "all",
+        "release_epoch": 0,
+        "model.regression": True,
+        "data.shots": 10,
+        "data.replay": 0,
+    }
+    config = small_runs.config(cache_dir, pretrained, **changes)
+    one = small_runs.run(config, tmp_path / "one")
+    flags = [f"--config.{k}={v}" for k, v in changes.items()]
+    flags += [f"--config.init_from={pretrained}"]
+    two = start_two(tmp_path / "cache", tmp_path / "two", *flags, recipe=FINETUNE)
+    [(_, said), (_, nothing)] = finish(two, 0)
+    assert any(line.startswith("logistic regression on 48 features") for line in said)
+    assert nothing == []
+    found, expected = (
+        Run(workdir).variables["params"]["regression"]
+        for workdir in (tmp_path / "two", one)
+    )
+    assert np.abs(expected["classifier"]["kernel"]).max() > 0.01
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_processes_that_differ_are_refused(cache_dir, tmp_path):
     two = start_two(cache_dir, tmp_path / "run", of_second=["--config.seed=5"])
     [(_, said), (_, also_said)] = finish(two, 2)
@@ -173,6 +206,7 @@ def test_alone_nothing_is_agreed_on():
     assert [agreement(number) for number in (0, 15, 0)] == [0, 15, 0]
     assert processes.by_primary(lambda: 3, "count") == 3
     assert processes.primary_first(lambda: 3, "count") == 3
+    assert processes.of_primary(lambda: 3, 0, "count") == 3
     processes.check_same({"anything": object()})
     np.testing.assert_array_equal(processes.gather(np.arange(3)), [0, 1, 2])
     with pytest.raises(UserError, match=r"^as it is$"):

@@ -96,6 +96,7 @@ def _network(card: dict[str, Any]) -> str:
     details = f"{kind.get(model['kind'], '')}{model['backbone']}"
     if model["kind"] == "fdftnet":
         details += f", N = {model['num_blocks']}, M = {model['num_stages']}"
+        details += " and a regression beside it" * model.get("regression", False)
     trained = parameters["trained"]
     return (
         f"{details}; {parameters['all']:,} parameters"

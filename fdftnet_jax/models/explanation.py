@@ -87,6 +87,31 @@ def gammas(variables: Mapping[str, Any]) -> tuple[float, ...]:
     )
 
 
+def regression_log_odds(
+    model: FDFtNet, variables: Mapping[str, Any], images: jax.Array | np.ndarray
+) -> np.ndarray | None:
+    """What the regression beside the network adds to the log odds of fake.
+
+    Args:
+      model: FDFtNet.
+      variables: its `params` and `batch_stats`.
+      images: [batch, height, width, 3] float32, scaled as for the network.
+
+    Returns:
+      [batch] float32, None where there is no regression.
+    """
+    if model.regression is None:
+        return None
+    own = {part: tree.get("regression", {}) for part, tree in variables.items()}
+    logits = np.asarray(_logits(model.regression, own, images))
+    return logits[:, 1] - logits[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, variables, images):
+    return model.apply(variables, images, train=False)
+
+
 def grad_cam(
     model: FDFtNet, variables: Mapping[str, Any], images: jax.Array | np.ndarray
 ) -> jax.Array:
@@ -99,8 +124,8 @@ def grad_cam(
     Only a mean over the positions and the classifier follow A. So the gradient needs no
     backward pass: alpha_k = (w[k, fake] - w[k, real]) / (h w) for every image. The map
     shows what each position adds to the log odds of fake, where that is above 0 (it is
-    a class activation map, Zhou et al. 2016). It lacks what the Fine-Tune Transformer
-    and the taps add.
+    a class activation map, Zhou et al. 2016). It lacks what the Fine-Tune Transformer,
+    the taps and a regression beside the network add.
 
     Args:
       model: FDFtNet.

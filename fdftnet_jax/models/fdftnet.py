@@ -56,9 +56,8 @@ class FDFtNet(nn.Module):
         classified, too, each normalised over the batch.
       block_taps: whether the last of these, the feature map, is left out of them.
       regression: a module `(images, *, train) -> logits` on a backbone of its own,
-        whose logits are added in inference; None for none. In training they are not:
-        the rest learns as if it were alone. Log odds add up where what they rest on is
-        independent.
+        whose logits are added; None for none. (The rest is trained without it, as if
+        it were alone. Log odds add up where what they rest on is independent.)
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
     """
@@ -84,8 +83,7 @@ class FDFtNet(nn.Module):
 
         Args:
           images: [batch, height, width, 3] float32 in [-1, 1].
-          train: whether the new branches use the batch's own statistics, and the
-            regression is left out.
+          train: whether the new branches use the batch's own statistics.
           train_backbone: whether the backbone does, too, with its dropout on; a frozen
             backbone runs as in inference.
 
@@ -114,6 +112,6 @@ class FDFtNet(nn.Module):
             tapped = maps[:-1] if self.block_taps else maps
             x = jnp.concatenate([x, norm(depth_statistics(tapped))], axis=-1)
         logits = Dense(self.num_classes, name="classifier")(x)
-        if self.regression is not None and not train:
+        if self.regression is not None:
             logits += self.regression(images, train=False)
         return logits

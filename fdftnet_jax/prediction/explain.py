@@ -135,9 +135,17 @@ def panels(
         first,
         *(stages[i : i + _COLUMNS] for i in range(0, len(stages), _COLUMNS)),
     ]
+    notes = []
     if not maps:
-        return shown, "network: FDFtNet with M = 0 stages: no attention"
-    return shown, "" if any(used) else "all gamma are 0: the attention is unused"
+        notes.append("network: FDFtNet with M = 0 stages: no attention")
+    elif not any(used):
+        notes.append("all gamma are 0: the attention is unused")
+    added = explanation.regression_log_odds(model, variables, images)
+    if added is not None:
+        notes.append(
+            f"the regression adds {added[0]:+.1f} to the log odds, which no map shows"
+        )
+    return shown, "; ".join(notes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -36,7 +36,8 @@ class Network:
 
     Attributes:
       described: what `registry.build` made it from.
-      apply: `(variables, images, train=, ...) -> logits`.
+      apply: `(variables, images, train=, ...) -> logits`, of what is trained: without
+        the regression of FDFtNet.
       variables: its initial `params` and `batch_stats`, on the host.
       preprocessing: between a decoded image and the network.
       start: where the backbone comes from.
@@ -85,7 +86,8 @@ def network(
             f"backbone of {start.weights.path}, images scaled as {start.scaling}; "
             f"left out of the file: {left_out}"
         )
-    return Network(described, model.apply, variables, preprocessing, start)
+    trained = registry.build({**described, "regression": False}, axis_name=steps.AXIS)
+    return Network(described, trained.apply, variables, preprocessing, start)
 
 
 @dataclasses.dataclass(frozen=True)
