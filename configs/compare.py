@@ -24,8 +24,8 @@ def get_config(argument: str = "squeezenet,toy") -> ml_collections.ConfigDict:
     # the old forgery is known by replay alone, and nothing of it can be forgotten.
     config.start = ""
     # Method -> number of seeds; 0 leaves it out. The methods are those of
-    # experiments/compare.py; `no_regression` is the default itself where that starts
-    # from a pre-training of ours.
+    # experiments/compare.py; `no_regression` is the default itself where that is not
+    # the recipe from ImageNet's weights.
     del config.seeds
     config.seeds = ml_collections.ConfigDict(
         {

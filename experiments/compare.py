@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # The default; the paper's backbones are released after two epochs, more slowly than
     # the rest.
     "fdftnet": {},
-    # The default without the regression that it adds where it starts from ImageNet.
+    # Without the regression that the recipe from ImageNet's weights adds.
     "no_regression": {"model.regression": False},
     # All of the backbone under a new linear layer, at the same rates.
     "full_finetune": _FULL,

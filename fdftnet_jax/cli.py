@@ -19,9 +19,10 @@ Makes a detector of a new forgery from a folder of real pictures and one of
 forged ones. The pictures are split: 70 % are learned from, 15 % set the
 threshold, 15 % test it once. With fewer than 400 of a class to learn from, a
 regression on what a network of many photographs sees is fitted, in a minute or
-two; with more, that network is trained, with FDFtNet's branches. Pictures of
-one kind are what it learns: real and forged ones should differ in nothing but
-the forgery, not in size, format or source.
+two; with more, that network is trained, with FDFtNet's branches, and what the
+regression says is added. Pictures of one kind are what it learns: real and
+forged ones should differ in nothing but the forgery, not in size, format or
+source.
 
 Where a detector got pictures wrong, --corrections teaches it: give the CSV file
 that `fdftnet predict --csv` wrote with one more column, label, in which you
@@ -39,9 +40,9 @@ as fake ones real. Loss and accuracy of an epoch are those of one window in the
 middle of each validation picture; the test takes all of a picture. The report
 beside F says the rest. With --old and a detector to start from, an old forgery
 that may have been forgotten beyond --max-forgetting keeps the file from being
-written; without --old, what the detector said of the new pictures holds on to
+written; without --old, what its network said of the new pictures holds on to
 some of what it knew, where a network is trained. (A regression is fitted anew,
-and needs --old.)
+and needs --old: one beside a network is left out without it.)
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take about a quarter of an hour, 200 about a minute.

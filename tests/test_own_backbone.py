@@ -90,6 +90,28 @@ def test_it_gets_the_axis_of_the_batch():
     assert models.get_backbone(PATH, axis_name="batch").features.axis_name == "batch"
 
 
+class Around(nn.Module):
+    inner: nn.Module = own_cnn.OwnCNN()
+
+    def __call__(self, images, *, train):
+        return self.inner(images, train=train)
+
+
+@pytest.mark.parametrize("instance", [own_cnn.OwnCNN(), Around()])
+def test_two_backbones_of_one_instance_have_layers_of_their_own(instance):
+    """FDFtNet's, and that of the regression beside it."""
+    models.register_backbone("mine", lambda: instance)
+    described = small_runs.model_config(backbone="mine") | {"regression": True}
+    network = registry.build(described)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), images, train=False)
+    )
+    params = variables["params"]
+    chex.assert_trees_all_equal(params["backbone"], params["regression"]["backbone"])
+    assert jax.tree.leaves(params["backbone"])
+
+
 class PooledNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):

@@ -69,7 +69,8 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "checkpoint",
         f"step {checkpoint['step']}, epoch {checkpoint['epoch']}"
-        + (f", validation loss {loss:.4f}" if loss is not None else ""),
+        + (f", validation loss {loss:.4f}" if loss is not None else "")
+        + " without the regression" * card["model"].get("regression", False),
     )
     for index, evaluation in enumerate(card["evaluations"]):
         yield "" if index else "evaluated on", _evaluation(evaluation)

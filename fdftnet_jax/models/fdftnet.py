@@ -57,7 +57,7 @@ class FDFtNet(nn.Module):
       block_taps: whether the last of these, the feature map, is left out of them.
       regression: a module `(images, *, train) -> logits` on a backbone of its own,
         whose logits are added; None for none. (The rest is trained without it, as if
-        it were alone. Log odds add up where what they rest on is independent.)
+        it were alone.)
       num_classes: of the logits.
       axis_name: the pmapped axis of the global batch, for batch statistics.
     """

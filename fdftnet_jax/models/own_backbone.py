@@ -108,6 +108,8 @@ def build(
         inspect.signature(module).bind(None, train=False)
     except TypeError as error:
         raise UserError(f"{label} cannot be called so ({error}): {CONTRACT}") from error
+    # (What a function gives out twice would share its layers.)
+    module = module.clone(_deep_clone=True)
     if hasattr(module, "axis_name"):
         module = module.clone(axis_name=axis_name)
     return OwnBackbone(module, label, num_classes, taps)

@@ -143,7 +143,8 @@ def panels(
     added = explanation.regression_log_odds(model, variables, images)
     if added is not None:
         notes.append(
-            f"the regression adds {added[0]:+.1f} to the log odds, which no map shows"
+            f"the regression adds {added[0]:+.1f} to the log odds of this view, which "
+            "no map shows"
         )
     return shown, "; ".join(notes)
 

@@ -313,7 +313,9 @@ def _detector(
             ("Fine-Tune Transformer stages, M", str(model["num_stages"])),
         ]
         if model.get("regression"):
-            rows.append(("added to it", "a regression on the backbone before training"))
+            rows.append(
+                ("added to its logits", "a regression on the backbone before training")
+            )
     for number, data_set in enumerate(record.lineage):
         where = data_set.directory or f"toy, {data_set.data['family']}"
         title = "before that, on" if number else "trained on"

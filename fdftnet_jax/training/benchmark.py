@@ -103,6 +103,9 @@ def make_work(
     mask = freezing.trainable_mask(params, config.trainable)
     # Where the schedule stands does not matter, only that there is one.
     schedule = optimizer.schedule(config.optimizer, steps=1000, steps_per_epoch=100)
+    # (Training leaves the regression of FDFtNet out.)
+    if mode != "infer":
+        described["regression"] = False
     model = registry.build(described, axis_name=steps.AXIS)
     task = steps.Task(
         apply=registry.computing_in(config.dtype, model.apply),

@@ -23,7 +23,7 @@ FROM_IMAGENET: dict[str, Any] = {
     "data.replay": 200,
     # The backbone's maps of small depth, too, which hold what is left of the traces.
     "model.taps": True,
-    # What a regression says of the frozen backbone's features is added in the end.
+    # Beside the network, a regression on the backbone as it was before training.
     "model.regression": True,
     # All of it is trained from the start.
     "trainable": "all",
@@ -60,7 +60,7 @@ def probe(backbone: str) -> dict[str, Any]:
     Args:
       backbone: whose features they are; only some have taps of every block.
     """
-    # (A config is read without JAX.)
+    # (The rest of this file does without JAX.)
     from fdftnet_jax.models import registry
 
     return {
@@ -204,8 +204,9 @@ def get_config() -> ml_collections.ConfigDict:
     # wide maps inside the blocks of the fourth to sixth, in place of one of each stage.
     config.model.block_taps = False
     # fdftnet: whether a logistic regression on the taps of the backbone as it was
-    # before the training (of every block, where it has those) adds its log odds to the
-    # network's, once both have learned. Scoring takes about twice as long with it.
+    # before training (of every block, where it has those) adds its log odds to the
+    # network's: not in training and its validation, but wherever else pictures are
+    # scored. That takes about twice as long with it.
     config.model.regression = False
 
     # Where the backbone comes from: the workdir of an earlier run (its best one), or a
@@ -218,8 +219,9 @@ def get_config() -> ml_collections.ConfigDict:
     # its backbone alone.
     config.init_heads = False
     # init_heads: weight of distillation (Li and Hoiem 2018), the divergence from what
-    # the network that training starts from says of an image, where that is right. It
-    # holds on to an old forgery of which no picture is at hand; 0 is none of it.
+    # the network that training starts from says of an image, where that is right (a
+    # regression beside it does not count). It holds on to an old forgery of which no
+    # picture is at hand; 0 is none of it.
     config.distillation = 0.0
     # Start from new weights all the same: init_from names the data of replay alone.
     config.new_weights = False

@@ -195,6 +195,11 @@ def _trained(
     if model["kind"] in registry.ON_BACKBONE:
         backbone = {part: tree.get("backbone", {}) for part, tree in variables.items()}
     heads = None
+    if config.init_heads and config.model.regression and not model.get("regression"):
+        raise UserError(
+            f"{config.init_from} has no regression beside its network, and init_heads "
+            "takes all layers of it: give --config.model.regression=False"
+        )
     if config.init_heads:
         # Its regression may be left out, which the rest does not depend on.
         heads = {

@@ -31,7 +31,7 @@ from fdftnet_jax.training import feed, processes, setup, steps
 # by the calibration.
 PENALTY = 500.0
 # The most images that are fitted, drawn by the seed: all features are held in memory,
-# 140 kB an image of the largest.
+# a few times over; 140 kB an image of the largest.
 _MOST = 10_000
 # Of a network's description: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
@@ -101,7 +101,9 @@ def solve(
     model = linear_model.LogisticRegression(
         C=PENALTY / features.shape[1], max_iter=5000, tol=1e-6
     )
-    model.fit((features - mean) * scale, labels, weights)
+    standardised = features - mean
+    standardised *= scale
+    model.fit(standardised, labels, weights)
     w = model.coef_[0] * scale
     return w, model.intercept_[0] - w @ mean
 
