@@ -241,9 +241,10 @@ def _add_adapt(subparsers) -> None:
         "--method",
         choices=("auto", "probe", "fdftnet"),
         default="auto",
-        help="fdftnet: train the network; probe: fit a regression on its frozen "
-        "features, in minutes; auto (default): probe from imagenet, or from a probe, "
-        "with fewer than 400 pictures of a class to train on, else fdftnet",
+        help="probe: fit a regression on the features of a network, in minutes; "
+        "fdftnet: train that network, too, and use both; auto (default): probe from "
+        "imagenet, or from a probe, with fewer than 400 pictures of a class to train "
+        "on, else fdftnet",
     )
     parser.add_argument(
         "--epochs",

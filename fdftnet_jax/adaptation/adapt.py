@@ -1,9 +1,10 @@
 """From pictures of a new forgery to a detector's file: what `fdftnet adapt` does.
 
-One run: the pictures are scanned and split, a network is trained by the recipe of
-`training.defaults`, or a regression fitted on its frozen features, calibrated on
-validation pictures, tested once beside the detector that it started from, and exported
-with the record of all this. The run lies in a workdir of the cache:
+One run: the pictures are scanned and split, a regression is fitted on the features of a
+network, which is then trained by the recipe of `training.defaults` where there are
+enough pictures; both together are calibrated on validation pictures, tested once beside
+the detector that they started from, and exported with the record of all this. The run
+lies in a workdir of the cache:
 
     data/new/NAME/{real,fake}    links to the folders of the new forgery
     data/new/NAME/corrections/   links to pictures that a detector got wrong
@@ -53,7 +54,7 @@ FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15, "finetune": 0.0}
 _BY_FOLDER = r"([^/]+)/[^/]*$"
 _BY_FOLDER_OF_SOURCE = r"([^/]+)/[^/]+/[^/]*$"
 # With fewer pictures of a class to train on, a regression on frozen features finds as
-# much as training the network does, and is more often right (docs/results.md).
+# much alone as with a trained network beside it, or more (docs/results.md).
 _FEW = 400
 # Where no old forgery is given: weight of what the network said before of a picture.
 _DISTILLATION = 1.0
@@ -89,9 +90,10 @@ class Options:
       max_wrong: the largest share of wrong verdicts among the validation pictures that
         are decided, in (0, 0.5); None decides all pictures, by one threshold.
       method: 'probe' fits a regression on frozen features, 'fdftnet' trains the network
-        that it starts from; 'auto' is the first where it starts from ImageNet's weights
-        or from a regression and has fewer than 400 pictures of a class to train on,
-        else the second.
+        that it starts from, too (from a detector that has no regression beside its
+        network, the network alone); 'auto' is the first where it starts from ImageNet's
+        weights or from a regression and has fewer than 400 pictures of a class to train
+        on, else the second.
       epochs: of the training of a network, which a number given here asks for; 0 is the
         recipe's.
       seed: of everything random.
@@ -236,8 +238,8 @@ def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
         return False
     say(
         f"with about {number} pictures of a class to train on, a regression on frozen "
-        f"features is fitted: below {_FEW} it finds as much as training the network, "
-        "which --method fdftnet does"
+        f"features is fitted: below {_FEW} it finds as much alone as with a trained "
+        "network beside it, which --method fdftnet makes"
     )
     return True
 
