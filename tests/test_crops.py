@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -93,6 +94,10 @@ def test_smaller_windows_train():
     assert_whole(middle, 8)
     assert corners([middle]) == [(5, 4)]
     assert preprocess.Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    spread = preprocessing.train_grid(image, 3)
+    for window in spread:
+        assert_whole(window, 8)
+    assert corners(spread) == list(itertools.product((0, 5, 10), (0, 4, 9)))
 
 
 def test_smaller_windows_are_of_an_image_as_large_as_what_is_scored():
@@ -106,6 +111,7 @@ def test_smaller_windows_are_of_an_image_as_large_as_what_is_scored():
     rng = np.random.default_rng(1)
     drawn = [preprocessing.random_view(image, rng) for _ in range(50)]
     assert {window.tobytes() for window in drawn} <= pieces
+    assert {window.tobytes() for window in preprocessing.train_grid(image, 3)} <= pieces
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import pytest
 import small_runs
 
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import images, pipeline
+from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.detector import detector, export
 from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
+from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
-from fdftnet_jax.training import config_values, defaults, logistic
+from fdftnet_jax.training import config_values, defaults, logistic, setup
 
 
 def probe_config(cache_dir, pretrained, **changes):
@@ -120,6 +121,60 @@ def test_features_are_computed_once(
         config = probe_config(cache_dir, pretrained, **change)
         small_runs.run(config, tmp_path / name)
     assert len(computed) == 2
+
+
+def test_windows_weigh_as_much_as_the_image(
+    cache_dir, pretrained, tmp_path, monkeypatch
+):
+    """Nine of each, as large as those that training would draw."""
+    solved = []
+    solve = logistic.solve
+    monkeypatch.setattr(
+        logistic, "solve", lambda *args: solved.append(args) or solve(*args)
+    )
+    side = small_runs.SIZE // 2
+    fields = {"data.view": "crops", "data.crop_grid": 1, "data.train_size": side}
+    fields |= {"class_balance": "weights", "augment.jpeg": 0.1}
+    config = probe_config(cache_dir, pretrained, **fields)
+    training = setup.prepare(config, Run(tmp_path), None)
+    logistic.fit(config, training, iter)
+    [(features, labels, weights)] = solved
+    # (They are whole where other views are drawn in training.)
+    source = training.images.train
+    pictures = np.stack([source[i]["image"] for i in range(len(source))])
+    of_pictures = np.array([source[i]["label"] for i in range(len(source))])
+    n, height = pictures.shape[:2]
+    assert (n, height) == (24, 2 * small_runs.SIZE)
+    places = (0, (height - side) // 2, height - side)
+    windows = [
+        picture[y : y + side, x : x + side]
+        for picture in pictures
+        for y in places
+        for x in places
+    ]
+    middle = slice((height - small_runs.SIZE) // 2, (height + small_runs.SIZE) // 2)
+    module = registry.build(training.record.model).clone(num_classes=None)
+    variables = {
+        "params": {"backbone": training.state.params["backbone"]},
+        "batch_stats": training.state.batch_stats,
+    }
+    expected = [
+        module.apply(variables, preprocess.scale(np.float32(views)), train=False)
+        for views in (pictures[:, middle, middle], np.stack(windows))
+    ]
+    np.testing.assert_allclose(features, np.concatenate(expected), atol=1e-4)
+    of_each = np.repeat(of_pictures, 9)
+    np.testing.assert_array_equal(labels, np.concatenate([of_pictures, of_each]))
+    np.testing.assert_allclose(weights[:n].sum(), weights[n:].sum())
+    np.testing.assert_allclose(weights[n:].reshape(n, 9).sum(1), weights[:n])
+    # Of more images than fit, and beside a network, there are none.
+    with monkeypatch.context() as patch:
+        patch.setattr(logistic, "_MOST", 10 * n - 1)
+        logistic.fit(config, training, iter)
+    fields |= {"model.regression": True, "keep": "last"}
+    config = small_runs.config(cache_dir, pretrained, seed=0, **fields)
+    logistic.fit(config, setup.prepare(config, Run(tmp_path), None), iter)
+    assert [len(rows) for rows, *_ in solved] == [10 * n, n, n]
 
 
 @pytest.mark.slow

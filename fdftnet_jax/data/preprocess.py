@@ -153,11 +153,7 @@ class Preprocessing:
         """
         if self.view == "resize":
             return _resize(image, self.size, self.size, self.filter)
-        image = self._large_enough(image)
-        tops, lefts = (self._places(length) for length in image.shape[:2])
-        corners = itertools.product(tops, lefts)
-        side = self.size
-        windows = [image[y : y + side, x : x + side] for y, x in corners]
+        windows = _windows(self._large_enough(image), self.size, self.grid)
         if self.mirror:
             windows += [window[:, ::-1] for window in windows]
         return np.stack(windows)
@@ -192,11 +188,19 @@ class Preprocessing:
         Returns:
           [side, side, 3] uint8 RGB, where `side` is `train_side`.
         """
-        if self.view == "resize":
-            return self(image)
-        image, side = self._large_enough(image), self.train_side
-        top, left = ((n - side) // 2 for n in image.shape[:2])
-        return image[top : top + side, left : left + side]
+        return self(image) if self.view == "resize" else self.train_grid(image, 1)[0]
+
+    def train_grid(self, image: np.ndarray, grid: int) -> np.ndarray:
+        """Views as large as those that are trained on, evenly from edge to edge.
+
+        Args:
+          image: [h, w, 3] uint8 RGB; for 'crops'.
+          grid: of windows along each axis.
+
+        Returns:
+          [grid^2, side, side, 3] uint8 RGB, where `side` is `train_side`.
+        """
+        return np.stack(_windows(self._large_enough(image), self.train_side, grid))
 
     @property
     def train_side(self) -> int:
@@ -212,12 +216,19 @@ class Preprocessing:
         height, width = (max(self.size, round(n * ratio)) for n in (height, width))
         return _resize(image, height, width, self.filter)
 
-    def _places(self, length: int) -> list[int]:
-        """First pixels of the grid's windows along an axis."""
-        free = length - self.size
-        if self.grid == 1:
-            return [free // 2]
-        return [round(i * free / (self.grid - 1)) for i in range(self.grid)]
+
+def _windows(image: np.ndarray, side: int, grid: int) -> list[np.ndarray]:
+    """Windows of an image, row by row, evenly from edge to edge."""
+    tops, lefts = (_places(length - side, grid) for length in image.shape[:2])
+    corners = itertools.product(tops, lefts)
+    return [image[y : y + side, x : x + side] for y, x in corners]
+
+
+def _places(free: int, grid: int) -> list[int]:
+    """First pixels of windows along an axis, of which `free` are left by one."""
+    if grid == 1:
+        return [free // 2]
+    return [round(i * free / (grid - 1)) for i in range(grid)]
 
 
 def scale(images: Array, scaling: str = "minus_one_one") -> Array:

@@ -82,14 +82,17 @@ class Images:
         )
         return Feed(batches, views)
 
-    def train_batches_as_scored(self, rows: np.ndarray) -> Iterator[pipeline.Example]:
+    def train_batches_in_order(
+        self, rows: np.ndarray, view: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[pipeline.Example]:
         """Training images once, in order, without augmentation, in one process.
 
         Args:
           rows: of the source of training images.
+          view: what is seen of an image, such as a `Preprocessing`.
         """
         megabytes = 0  # They are read only once.
-        source = _source(self._data.train, self._preprocessing, megabytes)
+        source = _source(self._data.train, view, megabytes)
         return pipeline.eval_batches(
             pipeline.Subset(source, rows),
             self._config.batch_size,

@@ -6,8 +6,14 @@ minimum of the loss, summed over the images, plus |w|^2 / (2 C) with C = 500 / k
 result is a dense layer: all that a network of the kind 'linear' learns, or what FDFtNet
 adds to its own logits (`config.model.regression`). Either is calibrated, evaluated and
 exported like any other network.
+
+Alone, and where windows of images would be trained on that are smaller than what is
+scored, the regression is fitted to nine of them, too, which weigh half of an image: of
+few pictures it learns more so (docs/results.md). Beside a network, which has learned
+from windows, they add nothing.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -30,9 +36,11 @@ from fdftnet_jax.training import feed, processes, setup, steps
 # the AUROC on other pictures is level (docs/results.md); how sure the scores are is set
 # by the calibration.
 PENALTY = 500.0
-# The most images that are fitted, drawn by the seed: all features are held in memory,
-# a few times over; 140 kB an image of the largest.
-_MOST = 10_000
+# Windows of an image along each axis.
+_GRID = 3
+# The most rows that are fitted, those of windows among them: all features are held in
+# memory, a few times over; 140 kB a row of the largest. The seed draws the images.
+_MOST = 20_000
 # Of a network's description: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
 Checked = Callable[[Iterable[pipeline.Example]], Iterable[pipeline.Example]]
@@ -56,6 +64,9 @@ def fit(
     rows = np.arange(data.num_images())
     if len(rows) > _MOST:
         rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:_MOST])
+    alone = training.record.model["kind"] == "linear"
+    smaller = alone and training.record.preprocessing.train_size > 0
+    windows = _GRID**2 if smaller and len(rows) * (1 + _GRID**2) <= _MOST else 0
     labels = feed.labels(data.train)[rows]
     weights = np.asarray(images.class_weights)[labels]
     # (Batches with as many of each class, too, count both the same.)
@@ -64,8 +75,17 @@ def fit(
     pooled = cached_features(config, training, rows, checked)
     processes.say(
         f"logistic regression on {pooled.shape[1]:,} features of {len(labels):,} images"
+        + f" and {windows} windows of each" * (windows > 0)
     )
-    w, b = solve(pooled, labels, weights)
+    if windows:
+        of_windows = cached_features(config, training, rows, checked, grid=_GRID)
+        w, b = solve(
+            np.concatenate([pooled, of_windows]),
+            np.concatenate([labels, np.repeat(labels, windows)]),
+            np.concatenate([weights / 2, np.repeat(weights / 2 / windows, windows)]),
+        )
+    else:
+        w, b = solve(pooled, labels, weights)
     # The log odds of fake are the difference of the two logits.
     kernel = np.stack([-w / 2, w / 2], -1).astype(np.float32)
     bias = np.array([-b / 2, b / 2], np.float32)
@@ -84,7 +104,7 @@ def solve(
     """Finds the minimum of the penalised loss.
 
     Args:
-      features: [n, k] float64.
+      features: [n, k].
       labels: [n] 0 and 1, both present.
       weights: [n] of the images in the loss.
 
@@ -94,7 +114,7 @@ def solve(
     # (Other trainings start a second sooner without it.)
     from sklearn import linear_model
 
-    mean, deviation = features.mean(0), features.std(0)
+    mean, deviation = (f(features, 0, np.float64) for f in (np.mean, np.std))
     # A feature that is the same in all images says nothing.
     varies = deviation > 1e-6 * (1 + np.abs(mean))
     scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
@@ -113,6 +133,7 @@ def cached_features(
     training: setup.Training,
     rows: np.ndarray,
     checked: Checked,
+    grid: int = 0,
 ) -> np.ndarray:
     """The features of the training images, from the cache if they were computed before.
 
@@ -123,10 +144,12 @@ def cached_features(
       training: as for `fit`.
       rows: [n] of the training source.
       checked: as for `fit`.
+      grid: of windows as large as those that are trained on, along each axis; 0 takes
+        the views that are scored.
 
     Returns:
-      [n, features] float64: what the dense layer sees of these images, averaged over
-      the views of an image.
+      [n, features] float32: what the dense layer sees of these images, averaged over
+      the views of an image; or [n * grid^2, features], a window after the other.
     """
     record, data = training.record, training.data
     model, view = record.model, record.preprocessing
@@ -146,6 +169,7 @@ def cached_features(
         # Another number tells of other code, too.
         "features": len(params["classifier"]["kernel"]),
         "view": view.to_dict(),
+        "grid": grid,
         "data": [data.own.fingerprint, data.replay],
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
@@ -158,21 +182,22 @@ def cached_features(
     path = cache / "features" / f"{digest.hexdigest()[:32]}.npy"
     if path.is_file():
         processes.say(f"features of {len(rows):,} images: read from {path}")
-        return np.load(path).astype(np.float64)
+        return np.load(path)
     module = registry.build(model).clone(num_classes=None)
     apply = registry.computing_in(model["dtype"], module.apply)
     # (Shown on a terminal only.)
     with tqdm(total=len(rows), unit="img", disable=None) as bar:
-        batches = checked(training.images.train_batches_as_scored(rows))
-        pooled = compute(apply, variables, batches, view.scaling, bar.update)
-    pooled = pooled[: len(rows)]
+        seen = functools.partial(view.train_grid, grid=grid) if grid else view
+        batches = checked(training.images.train_batches_in_order(rows, seen))
+        pooled = compute(apply, variables, batches, view.scaling, bar.update, not grid)
+    pooled = pooled[: len(rows)].reshape(-1, pooled.shape[-1])
     if ":" not in model["backbone"]:
         content = io.BytesIO()
         np.save(content, pooled)
         with caches.writing("features", cache):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, content.getvalue())
-    return pooled.astype(np.float64)
+    return pooled
 
 
 def compute(
@@ -181,6 +206,7 @@ def compute(
     batches: Iterable[pipeline.Example],
     scaling: str,
     progress: Callable[[int], Any] = lambda count: None,
+    mean: bool = True,
 ) -> np.ndarray:
     """Computes features on all local devices, in one process.
 
@@ -190,12 +216,13 @@ def compute(
       batches: as `pipeline.eval_batches` yields them.
       scaling: of the pixels (see `preprocess.scale`).
       progress: is told the number of images of each batch.
+      mean: whether the views of an image are averaged.
 
     Returns:
-      [images, features] float32, averaged over the views of an image; the last rows
-      are those of the filling.
+      [images, features] float32, or [images, views, features]; the last rows are those
+      of the filling.
     """
-    p_step = pmap_step(apply, scaling)
+    p_step = pmap_step(apply, scaling, mean)
     variables = steps.replicate(variables)
 
     def features(batch: pipeline.Example) -> jax.Array:
@@ -203,23 +230,25 @@ def compute(
 
     rows = []
     for pooled in parallel.scored(features, np.asarray, batches):
-        rows.append(pooled.reshape(-1, pooled.shape[-1]))
+        rows.append(pooled.reshape(-1, *pooled.shape[2:]))
         progress(len(rows[-1]))
     return np.concatenate(rows)
 
 
-def pmap_step(apply: Callable[..., jax.Array], scaling: str):
+def pmap_step(apply: Callable[..., jax.Array], scaling: str, mean: bool = True):
     """The pmapped `(variables, images [b, ..., h, w, 3]) -> [b, features]`.
 
     Args:
       apply: as for `compute`.
       scaling: as for `compute`.
+      mean: as for `compute`; without, it returns [b, views, features].
     """
 
     def step(variables, images):
         shape = images.shape
         flat = preprocess.scale(images.reshape(-1, *shape[-3:]), scaling)
         pooled = apply(variables, flat, train=False)
-        return pooled.reshape(shape[0], -1, pooled.shape[-1]).mean(1)
+        pooled = pooled.reshape(shape[0], -1, pooled.shape[-1])
+        return pooled.mean(1) if mean else pooled
 
     return jax.pmap(step, axis_name=steps.AXIS, devices=jax.local_devices())
