@@ -45,7 +45,7 @@ some of what it knew, where a network is trained. (A regression is fitted anew,
 and needs --old: one beside a network is left out without it.)
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
-256x256 take about a quarter of an hour, 200 about a minute.
+256x256 take a quarter of an hour or more, 200 about a minute.
 
 exit code: 0; 4 where no file was written, for what was forgotten; 2 for a
 mistake in the command; 130 after Ctrl-C.

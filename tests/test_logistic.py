@@ -139,6 +139,9 @@ def test_windows_weigh_as_much_as_the_image(
     training = setup.prepare(config, Run(tmp_path), None)
     logistic.fit(config, training, iter)
     [(features, labels, weights)] = solved
+    # What is kept for another run are the features of the images, not of windows.
+    sizes = [len(np.load(path)) for path in (cache_dir / "features").glob("*.npy")]
+    assert len(features) == 240 and max(sizes) < 240
     # (They are whole where other views are drawn in training.)
     source = training.images.train
     pictures = np.stack([source[i]["image"] for i in range(len(source))])

@@ -137,7 +137,8 @@ def cached_features(
 ) -> np.ndarray:
     """The features of the training images, from the cache if they were computed before.
 
-    Those of a backbone MODULE:ATTRIBUTE are not kept: its code may change.
+    Those of a backbone MODULE:ATTRIBUTE are not kept, for its code may change, nor are
+    those of windows, which are many times as large.
 
     Args:
       config: as for `fit`.
@@ -169,7 +170,6 @@ def cached_features(
         # Another number tells of other code, too.
         "features": len(params["classifier"]["kernel"]),
         "view": view.to_dict(),
-        "grid": grid,
         "data": [data.own.fingerprint, data.replay],
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
@@ -180,7 +180,8 @@ def cached_features(
         digest.update(np.ascontiguousarray(leaf).tobytes())
     cache = caches.cache_dir(config.data.cache_dir)
     path = cache / "features" / f"{digest.hexdigest()[:32]}.npy"
-    if path.is_file():
+    kept = ":" not in model["backbone"] and not grid
+    if kept and path.is_file():
         processes.say(f"features of {len(rows):,} images: read from {path}")
         return np.load(path)
     module = registry.build(model).clone(num_classes=None)
@@ -191,7 +192,7 @@ def cached_features(
         batches = checked(training.images.train_batches_in_order(rows, seen))
         pooled = compute(apply, variables, batches, view.scaling, bar.update, not grid)
     pooled = pooled[: len(rows)].reshape(-1, pooled.shape[-1])
-    if ":" not in model["backbone"]:
+    if kept:
         content = io.BytesIO()
         np.save(content, pooled)
         with caches.writing("features", cache):
