@@ -435,10 +435,8 @@ def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     assert found == arrays
 
 
-def test_a_regression_is_kept_where_it_would_forget_nothing(
-    pictures, start, tmp_path, capsys
-):
-    """It is fitted anew, to the pictures that are there."""
+def test_a_regression_beside_a_network_goes_on_with_it(pictures, start, tmp_path):
+    """With old pictures and without: it is pulled to what it was."""
     contents = file.read(start)
     card = dict(contents.card)
     card["model"] = card["model"] | {"regression": True}
@@ -446,14 +444,12 @@ def test_a_regression_is_kept_where_it_would_forget_nothing(
     file.write(path, contents.arrays, card)
     given = options(pictures, "x", path)
     for old in ((str(pictures / "before"),), ()):
-        capsys.readouterr()
         config = adapt.make_config(
             dataclasses.replace(given, old=old), tmp_path / f"work{len(old)}"
         )
         config_values.check(config)
-        assert config.init_heads
-        assert config.model.regression == bool(old)
-        assert ("--old to keep it" in capsys.readouterr().err) == (not old)
+        assert config.init_heads and config.model.regression
+        assert (config.distillation > 0) == (not old)
 
 
 def test_pictures_are_cut_as_the_start_cuts_them(pictures, start, tmp_path):
@@ -533,14 +529,31 @@ def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, c
     ]
     assert backbones[0]
     chex.assert_trees_all_equal(*backbones)
-    # From there, few pictures are a regression again, if what it knew is at hand.
-    again = dataclasses.replace(given, start=given.out, method="auto")
-    config = adapt.make_config(again, tmp_path / "again")
-    assert (config.optimizer.name, config.init_heads) == ("logistic", False)
-    for from_, method in ((given.out, "auto"), (start, "probe")):
-        lacking = dataclasses.replace(again, start=str(from_), method=method, old=())
+    # From there, few pictures are a regression again, which goes on from this one.
+    again = dataclasses.replace(
+        given, start=given.out, method="auto", out=str(tmp_path / "again.safetensors")
+    )
+    assert adapt.adapt(again) == 0
+    assert f"from the coefficients in {given.out}" in capsys.readouterr().err
+    assert file.read(again.out).card["model"] == made.card["model"]
+    without = dataclasses.replace(again, old=())
+    config = adapt.make_config(without, tmp_path / "without")
+    config_values.check(config)
+    assert (config.optimizer.name, config.init_heads) == ("logistic", True)
+    # Where one kind of detector follows the other, it begins anew.
+    for from_, fields in (
+        (given.out, {"method": "fdftnet"}),
+        (given.out, {"epochs": 1}),
+        (start, {"method": "probe"}),
+    ):
+        lacking = dataclasses.replace(without, start=str(from_), **fields)
         with pytest.raises(UserError, match="give pictures of them with --old"):
-            adapt.make_config(lacking, tmp_path / "without")
+            adapt.make_config(lacking, tmp_path / "lacking")
+        assert not (
+            adapt.make_config(
+                dataclasses.replace(lacking, old=given.old), tmp_path / "anew"
+            ).init_heads
+        )
 
 
 def test_options_that_need_others(pictures, start, tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from sklearn import metrics
 
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images, pipeline, preprocess
@@ -44,13 +45,40 @@ def fitted(seed=0, n=60, k=20):
 
 def test_the_solution_minimises_the_penalised_loss():
     """The gradient of the docstring's sum is zero, in float64."""
-    features, labels, weights, (w, b) = fitted()
-    residual = weights * (1 / (1 + np.exp(-(features @ w + b))) - labels)
-    deviation = features.std(0)
-    standard = (features - features.mean(0)) / deviation
-    gradient = w * deviation * features.shape[1] / 500 + standard.T @ residual
-    assert np.abs(gradient).max() < 0.01 < np.abs(standard.T @ residual).max()
-    assert abs(residual.sum()) < 0.01
+    features, labels, weights, alone = fitted()
+    rng = np.random.default_rng(1)
+    v = rng.normal(0, 1, 20)
+    pulled = logistic.solve(features, labels, weights, (v, 5.0))
+    for (w, b), centre in ((alone, 0), (pulled, v)):
+        residual = weights * (1 / (1 + np.exp(-(features @ w + b))) - labels)
+        deviation = features.std(0)
+        standard = (features - features.mean(0)) / deviation
+        of_loss = standard.T @ residual
+        gradient = (w - centre) * deviation * features.shape[1] / 500 + of_loss
+        assert np.abs(gradient).max() < 1e-3 < np.abs(of_loss).max()
+        assert abs(residual.sum()) < 1e-3
+
+
+def test_what_few_images_do_not_contradict_stays_known():
+    """The first half of the features tells one forgery, the second half the other."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    old, new = rng.normal(0, 1, (2, 400, 600))
+    old[:, :300] += 0.3 * labels[:, None]
+    new[:, 300:] += 0.3 * labels[:, None]
+    few, weights = np.arange(60), np.ones(400)
+    before = logistic.solve(old[:200], labels[:200], weights[:200])
+    found = {
+        name: logistic.solve(new[few], labels[few], weights[few], *start)
+        for name, start in (("pulled", [before]), ("anew", []))
+    }
+
+    def auc(solution, features):
+        odds = features[200:] @ solution[0] + solution[1]
+        return metrics.roc_auc_score(labels[200:], odds)
+
+    assert auc(found["pulled"], new) > 0.8
+    assert auc(found["anew"], old) < 0.6 < 0.9 < auc(found["pulled"], old)
 
 
 def test_the_penalty_is_the_same_for_any_number_of_features():
@@ -66,6 +94,8 @@ def test_a_feature_without_variance_has_no_weight():
     features[:, 3] = 0.1
     w, _ = logistic.solve(features, labels, weights)
     assert w[3] == 0
+    pulled, _ = logistic.solve(features, labels, weights, (np.full(20, 0.5), 0.0))
+    assert pulled[3] == 0.5
     assert np.abs(w).min(where=np.arange(len(w)) != 3, initial=1) > 0
 
 
@@ -123,6 +153,30 @@ def test_features_are_computed_once(
     assert len(computed) == 2
 
 
+def test_a_run_goes_on_from_the_coefficients_of_another(
+    probe, cache_dir, pretrained, tmp_path, monkeypatch
+):
+    """As they stand in its layer; the layer of a pre-training has none."""
+    starts = []
+    solve = logistic.solve
+    monkeypatch.setattr(
+        logistic, "solve", lambda *args: starts.append(args[3]) or solve(*args)
+    )
+    config = probe_config(cache_dir, probe, init_heads=True)
+    again = small_runs.run(config, tmp_path / "again")
+    small_runs.run(probe_config(cache_dir, pretrained, seed=1), tmp_path / "other")
+    [(v, intercept), without] = starts
+    assert without is None
+    layers = [best(workdir)["params"]["classifier"] for workdir in (probe, again)]
+    kernel, bias = layers[0]["kernel"], layers[0]["bias"]
+    np.testing.assert_array_equal(v, kernel[:, 1] - kernel[:, 0])
+    assert intercept == bias[1] - bias[0] != 0
+    # The same images once more say the same, more surely.
+    before, after = (layer["kernel"][:, 1] for layer in layers)
+    assert np.corrcoef(before, after)[0, 1] > 0.9
+    assert np.linalg.norm(after) > 1.05 * np.linalg.norm(before)
+
+
 def test_windows_weigh_as_much_as_the_image(
     cache_dir, pretrained, tmp_path, monkeypatch
 ):
@@ -138,7 +192,7 @@ def test_windows_weigh_as_much_as_the_image(
     config = probe_config(cache_dir, pretrained, **fields)
     training = setup.prepare(config, Run(tmp_path), None)
     logistic.fit(config, training, iter)
-    [(features, labels, weights)] = solved
+    [(features, labels, weights, _)] = solved
     # What is kept for another run are the features of the images, not of windows.
     sizes = [len(np.load(path)) for path in (cache_dir / "features").glob("*.npy")]
     assert len(features) == 240 and max(sizes) < 240
@@ -182,22 +236,21 @@ def test_windows_weigh_as_much_as_the_image(
 
 @pytest.mark.slow
 def test_a_regression_on_every_block_judges_pictures(cache_dir, tmp_path):
-    """A file says what its run does; the features of other taps are other ones."""
-    said = []
-    for taps in (True, False):
-        changes = defaults.probe("efficientnet_lite0") | {"model.block_taps": taps}
-        changes |= {"model.backbone": "efficientnet_lite0"}
-        config = small_runs.config(cache_dir, "imagenet", **changes)
-        run = Run(small_runs.run(config, tmp_path / f"run{taps}"))
-        path = tmp_path / f"{taps}.safetensors"
-        export.write(run, path)
-        scores = scoring.score_split(run, "validation")
-        records = scoring.open_data(run, "validation", None).source("validation")
-        pictures = [images.decode_png(records[i]["image"]) for i in range(len(records))]
-        said.append(detector.load(path).log_odds(pictures))
-        expected = scores.logits[:, 1] - scores.logits[:, 0]
-        np.testing.assert_allclose(said[-1], expected, rtol=1e-3, atol=1e-3)
-    assert np.abs(said[0] - said[1]).max() > 0.01
+    """A file says what its run does."""
+    changes = defaults.probe("efficientnet_lite0")
+    assert changes["model.block_taps"]
+    changes["model.backbone"] = "efficientnet_lite0"
+    config = small_runs.config(cache_dir, "imagenet", **changes)
+    run = Run(small_runs.run(config, tmp_path / "run"))
+    path = tmp_path / "probe.safetensors"
+    export.write(run, path)
+    scores = scoring.score_split(run, "validation")
+    records = scoring.open_data(run, "validation", None).source("validation")
+    pictures = [images.decode_png(records[i]["image"]) for i in range(len(records))]
+    expected = scores.logits[:, 1] - scores.logits[:, 0]
+    said = detector.load(path).log_odds(pictures)
+    np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-3)
+    assert said.std() > 0.1
 
 
 def test_features_of_several_views_are_averaged():

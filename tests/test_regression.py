@@ -116,20 +116,31 @@ def test_a_stop_while_it_is_fitted_loses_nothing(
     small_runs.assert_same(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_its_detector_is_trained_on_with_the_regression_or_without(
-    kept, exported, both, cache_dir
+def test_its_detector_is_trained_on(
+    exported, both, cache_dir, pretrained, tmp_path, monkeypatch
 ):
-    """Without: the rest is that of the file, which does not depend on it."""
-    fields = {"model.regression": kept, "init_heads": True}
-    net = setup.network(sum_config(cache_dir, exported, **fields), None)
-    expected = Run(both).variables
-    if not kept:
-        expected = {
-            collection: {k: v for k, v in tree.items() if k != "regression"}
-            for collection, tree in expected.items()
-        }
-    chex.assert_trees_all_equal(net.variables, expected)
+    """The regression is pulled to what it was; without it the rest goes on."""
+    starts = []
+    fit = logistic.solve
+    monkeypatch.setattr(
+        logistic, "solve", lambda *args: starts.append(args[3]) or fit(*args)
+    )
+    fields = {"init_heads": True, "epochs": 1}
+    config = sum_config(cache_dir, exported, **fields)
+    network = setup.network(config, None)
+    chex.assert_trees_all_equal(network.variables, Run(both).variables)
+    small_runs.run(config, tmp_path / "run")
+    [(v, _)] = starts
+    kernel = Run(both).variables["params"]["regression"]["classifier"]["kernel"]
+    np.testing.assert_array_equal(v, kernel[:, 1] - kernel[:, 0])
+
+    config = sum_config(cache_dir, exported, **fields, **{"model.regression": False})
+    network = setup.network(config, None)
+    expected = {
+        collection: {k: v for k, v in tree.items() if k != "regression"}
+        for collection, tree in Run(both).variables.items()
+    }
+    chex.assert_trees_all_equal(network.variables, expected)
 
 
 def test_without_it_the_network_goes_on_by_distillation(exported, cache_dir, tmp_path):

@@ -182,27 +182,24 @@ def test_from_two_folders_to_verdicts(user, pictures, small):
     assert {row["verdict"] for row in rows} <= {"real", "fake"}
     assert all(0 <= float(row["score"]) <= 1 for row in rows)
 
-    newer = ("--real", second / "real", "--fake", second / "fake", *once)
-    known = ("--from", "new.safetensors", "--old", first, "--force")
-    printed = user("fdftnet", "adapt", *newer, *known, "--out", "newer.safetensors")
-    assert f"{second.name} (new)" in printed and f"{first.name} (old)" in printed
-
     rows = [{**row, "label": "real" if i < 3 else ""} for i, row in enumerate(rows)]
     with (user.folder / "results.csv").open("w", newline="") as table:
         writer = csv.DictWriter(table, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    given = ("--corrections", "results.csv", "--from", "newer.safetensors", *once)
-    given += ("--old", first, "--old", second, "--force")
-    user("fdftnet", "adapt", *given, "--out", "newest.safetensors")
-    told = json.loads(user("fdftnet", "show", "--json", "newest.safetensors"))
-    assert [a["corrections"] for a in told["adaptations"]] == [0, 0, 3]
-    assert "as its file states" in user(
-        "fdftnet", "check", "newest.safetensors", second
+    newer = ("--real", second / "real", "--fake", second / "fake", *once)
+    known = ("--from", "new.safetensors", "--old", first, "--force")
+    wrong = ("--corrections", "results.csv")
+    printed = user(
+        "fdftnet", "adapt", *newer, *known, *wrong, "--out", "newer.safetensors"
     )
+    assert f"{second.name} (new)" in printed and f"{first.name} (old)" in printed
+    told = json.loads(user("fdftnet", "show", "--json", "newer.safetensors"))
+    assert [a["corrections"] for a in told["adaptations"]] == [0, 3]
+    assert "as its file states" in user("fdftnet", "check", "newer.safetensors", second)
 
     # Nothing else was written beside the user's files.
-    made = {f"{name}{end}" for name in ("new", "newer", "newest") for end in ENDS}
+    made = {f"{name}{end}" for name in ("new", "newer") for end in ENDS}
     assert _files(user.folder) == made | {"results.csv"}
 
 

@@ -61,6 +61,7 @@ _DISTILLATION = 1.0
 # What a network is of which these fields are not told: it was made before them.
 _WITHOUT = {
     "taps": False,
+    "block_taps": False,
     "ftt_size": 0,
     "ftt_view": "whole",
     "ftt_filter": "",
@@ -126,6 +127,21 @@ class Options:
         return cls(**{**values, "old": tuple(arguments.old)})
 
 
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a training starts from.
+
+    Attributes:
+      model: describes the network, None for weights that have a name.
+      faces: the rules that faces are cut out by, None for whole pictures.
+      fitted: whether it is a regression on frozen features.
+    """
+
+    model: Mapping[str, Any] | None = None
+    faces: Mapping[str, Any] | None = None
+    fitted: bool = False
+
+
 def adapt(options: Options) -> int:
     """Makes a detector.
 
@@ -188,9 +204,8 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
     config = defaults.get_config()
     config.model.backbone = "efficientnet_lite0"
     config.update_from_flattened_dict(defaults.FROM_IMAGENET)
-    crops = faces.crops_for(
-        options.faces, _start_from(options, config), _given(options)
-    )
+    start = _start_from(options, config)
+    crops = faces.crops_for(options.faces, start.faces, _given(options))
     config.seed = options.seed
     if options.max_wrong is not None:
         config.calibration.update({"rule": "band", "max_wrong": options.max_wrong})
@@ -214,19 +229,46 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         [config.data.replay_dir] = replayed
     else:
         config.data.replay = 0
-        # What the network knows of old forgeries shows in what it says of these.
-        config.distillation = _DISTILLATION * config.init_heads
-    if _by_probe(options, config):
-        config.update_from_flattened_dict(defaults.probe(config.model.backbone))
-        config.optimizer.warmup_epochs = 0.0
+    _set_method(options, config, start)
     return config.lock()
 
 
-def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
+def _set_method(
+    options: Options, config: ml_collections.ConfigDict, start: _Start
+) -> None:
+    """Sets what is fitted or trained, and whether the network of the start goes on.
+
+    Raises:
+      UserError: the start would be forgotten.
+    """
+    by_probe = _by_probe(options, config, start)
+    if by_probe:
+        config.update_from_flattened_dict(defaults.probe(config.model.backbone))
+        config.optimizer.warmup_epochs = 0.0
+    if start.model is None or start.model["kind"] not in registry.ON_BACKBONE:
+        return
+    if by_probe == start.fitted:
+        # The same network goes on, with all its layers.
+        config.init_heads = True
+        known = set(config.model)
+        own = {name: value for name, value in start.model.items() if name in known}
+        config.model.update(_WITHOUT | own)
+        if not by_probe and not options.old:
+            # What it knows of old forgeries shows in what it says of these pictures.
+            config.distillation = _DISTILLATION
+    elif not options.old:
+        raise UserError(
+            f"{options.start} is not trained on but begun anew, and would forget the "
+            "forgeries that it knows: give pictures of them with --old"
+        )
+
+
+def _by_probe(
+    options: Options, config: ml_collections.ConfigDict, start: _Start
+) -> bool:
     """Whether to fit a regression rather than train; says so where the user did not."""
-    by_name = not os.path.exists(options.start)
     decided = options.method != "auto" or options.epochs
-    if decided or not (by_name or _is_regression(options.start)):
+    if decided or not (start.model is None or start.fitted):
         return options.method == "probe"
     labels = [
         given.label
@@ -242,16 +284,6 @@ def _by_probe(options: Options, config: ml_collections.ConfigDict) -> bool:
         "network beside it, which --method fdftnet makes"
     )
     return True
-
-
-def _is_regression(start: str) -> bool:
-    """Whether a detector or a run is a regression on frozen features."""
-    if file.is_detector(start):
-        config = file.read(start).card["config"]
-    else:
-        with Run(start) as run:
-            config = run.config
-    return config.get("optimizer", {}).get("name") == "logistic"
 
 
 def _lay_out(options: Options, data: Path, crops: faces.Crops | None) -> list[Path]:
@@ -295,23 +327,20 @@ def _given(options: Options) -> list[str]:
     return [path for path in paths if path]
 
 
-def _start_from(
-    options: Options, config: ml_collections.ConfigDict
-) -> Mapping[str, Any] | None:
-    """Sets what a training from this start needs; returns the rules of its faces."""
+def _start_from(options: Options, config: ml_collections.ConfigDict) -> _Start:
+    """Finds what the training starts from; it sees pictures as that did."""
     start = options.start
     config.init_from = os.path.realpath(start) if os.path.exists(start) else start
     by_name = (start, config.model.backbone) in published.FILES
     if by_name and not os.path.exists(start):
-        return None
-    model: Mapping[str, Any]
+        return _Start()
     if file.is_detector(start):
         card = file.read(start).card
-        model, rules = card["model"], card["faces"]
+        model, rules, made_by = card["model"], card["faces"], card["config"]
         trained = Preprocessing.from_dict(card["preprocessing"])
     elif os.path.isdir(start):
         with Run(start) as run:
-            record = run.best
+            record, made_by = run.best, run.config
         model, rules = record.model, record.lineage.latest.faces
         trained = record.preprocessing
     else:
@@ -327,27 +356,8 @@ def _start_from(
     if trained.view == "crops":
         config.data.crop_grid = trained.grid
         config.data.crop_mirror = trained.mirror
-    anew = options.method == "probe" or _is_regression(start)
-    if model["kind"] in registry.ON_BACKBONE and anew:
-        if not options.old:
-            raise UserError(
-                f"{start} is not trained on but begun anew, and would forget the "
-                "forgeries that it knows: give pictures of them with --old"
-            )
-    elif model["kind"] in registry.ON_BACKBONE:
-        # The same network goes on, with all its layers.
-        config.init_heads = True
-        known = set(config.model)
-        own = {name: value for name, value in model.items() if name in known}
-        config.model.update(_WITHOUT | own)
-        if config.model.regression and not options.old:
-            say(
-                "the regression beside the network is left out: fitted to the new "
-                "pictures alone it would forget the others; give pictures of those "
-                "with --old to keep it"
-            )
-            config.model.regression = False
-    return rules
+    fitted = made_by.get("optimizer", {}).get("name") == "logistic"
+    return _Start(model, rules, fitted)
 
 
 def _check(options: Options) -> None:
