@@ -40,9 +40,9 @@ as fake ones real. Loss and accuracy of an epoch are those of one window in the
 middle of each validation picture; the test takes all of a picture. The report
 beside F says the rest. With --old and a detector to start from, an old forgery
 that may have been forgotten beyond --max-forgetting keeps the file from being
-written; without --old, what its network said of the new pictures holds on to
-some of what it knew, where a network is trained. (A regression is fitted anew,
-and needs --old: one beside a network is left out without it.)
+written. Without --old, a regression is pulled to what it was, and a network
+holds on to what it said of the new pictures: some of what it knew stays. Where
+one follows the other, it is begun anew, which needs --old.
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take a quarter of an hour or more, 200 about a minute.

@@ -253,7 +253,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict()
     # 'sgd' with momentum, 'adamw', or, for linear on a frozen backbone, 'logistic':
-    # no epochs, but scikit-learn's logistic regression on features computed once.
+    # no epochs, but a logistic regression on features computed once.
     config.optimizer.name = "sgd"
     # Peak of the cosine schedule. AdamW's is far lower than SGD's: 0.0005 or so.
     config.optimizer.learning_rate = 0.3
