@@ -151,7 +151,8 @@ def solve(
         np.zeros(count + 1),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-12, "gtol": 1e-6},
+        # The log odds are right to 0.001 then.
+        options={"maxiter": 5000, "ftol": 1e-9, "gtol": 1e-6},
     )
     change = found.x[:-1] * scale
     return before + change, intercept + found.x[-1] - change @ mean
