@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up: a .venv with the tested versions.
 
 PYTHON ?= python3
-# What `make test`, `test-slow` and `test-long` run: all files of tests, or some.
+# What `make test`, `test-slow`, `test-all` and `test-long` run: all files, or some.
 TESTS ?= tests
 # Such as 90: `make test` measures coverage, which has to be that high, in percent.
 COVERAGE ?=
@@ -14,12 +14,13 @@ export OPENBLAS_NUM_THREADS ?= 1
 # A file's tests run in one process: they share its runs.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow test-long lint clean
+.PHONY: help demo test test-slow test-all test-long lint clean
 
 help:
 	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
 	@echo "make test   set up, then run the tests (COVERAGE=90: with coverage)"
 	@echo "make test-slow  whole runs of commands, kills, a browser, large images"
+	@echo "make test-all   both at once, which shares what they compile"
 	@echo "make test-long  kills and damage at random, every backbone, Ray"
 	@echo "make lint   set up, then run ruff and the type checker"
 	@echo "make clean  remove the set-up"
@@ -33,6 +34,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not long" $(TESTS)
+
+test-all: $(READY)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(TESTS)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) -m long $(TESTS)

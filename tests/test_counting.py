@@ -164,7 +164,7 @@ def test_the_parts_of_fdftnet_add_up():
     assert whole.flops == parts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_documented_table_is_that_of_the_code():
     page = Path(__file__).parents[1] / "docs" / "weights.md"
     text = counting.table()
