@@ -9,10 +9,9 @@ network of the kind 'linear' learns, or what FDFtNet adds to its own logits
 (`config.model.regression`). Either is calibrated, evaluated and exported like any other
 network.
 
-Alone, and where windows of images would be trained on that are smaller than what is
-scored, the regression is fitted to nine of them, too, which weigh half of an image: of
-few pictures it learns more so (docs/results.md). Beside a network, which has learned
-from windows, they add nothing.
+Where windows of images are trained on that are smaller than what is scored, the
+regression is fitted to nine of them, too, which weigh as much as their image: of few
+pictures it learns more so, and of many, too (docs/results.md).
 """
 
 import functools
@@ -67,8 +66,7 @@ def fit(
     rows = np.arange(data.num_images())
     if len(rows) > _MOST:
         rows = np.sort(np.random.default_rng(config.seed).permutation(rows)[:_MOST])
-    alone = training.record.model["kind"] == "linear"
-    smaller = alone and training.record.preprocessing.train_size > 0
+    smaller = training.record.preprocessing.train_size > 0
     windows = _GRID**2 if smaller and len(rows) * (1 + _GRID**2) <= _MOST else 0
     labels = feed.labels(data.train)[rows]
     weights = np.asarray(images.class_weights)[labels]
