@@ -1,5 +1,7 @@
 """The probe of frozen features: logistic regression in the place of gradient steps."""
 
+import signal
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,11 @@ from sklearn import metrics
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.data import images, pipeline, preprocess
 from fdftnet_jax.detector import detector, export
-from fdftnet_jax.errors import UserError
+from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
-from fdftnet_jax.training import config_values, defaults, logistic, setup
+from fdftnet_jax.training import config_values, defaults, logistic, setup, steps
 
 
 def probe_config(cache_dir, pretrained, **changes):
@@ -177,6 +179,34 @@ def test_a_run_goes_on_from_the_coefficients_of_another(
     assert np.linalg.norm(after) > 1.05 * np.linalg.norm(before)
 
 
+def test_a_stop_in_the_validation_is_after_the_fit(
+    probe, cache_dir, tmp_path, monkeypatch
+):
+    """The run that goes on is not pulled to its own coefficients."""
+    config = probe_config(cache_dir, probe, init_heads=True, epochs=1)
+    evaluate, calls = steps.evaluate, []
+
+    def stopped(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(steps, "evaluate", stopped)
+    with pytest.raises(Interrupted):
+        small_runs.run(config, tmp_path / "stopped")
+    for name in ("stopped", "undisturbed"):
+        small_runs.run(config, tmp_path / name)
+    small_runs.assert_same(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
+def test_features_that_are_not_finite():
+    features, labels, weights, _ = fitted()
+    features[0, 0] = np.nan
+    with pytest.raises(UserError, match="expected finite features"):
+        logistic.solve(features, labels, weights)
+
+
 def test_windows_weigh_as_much_as_the_image(
     cache_dir, pretrained, tmp_path, monkeypatch
 ):
@@ -224,10 +254,13 @@ def test_windows_weigh_as_much_as_the_image(
     np.testing.assert_array_equal(labels, np.concatenate([of_pictures, of_each]))
     np.testing.assert_allclose(weights[:n].sum(), weights[n:].sum())
     np.testing.assert_allclose(weights[n:].reshape(n, 9).sum(1), weights[:n])
-    # Of more images than fit there are none.
+    # Beside a network there are windows, too; of more images than fit there are none.
+    beside = fields | {"model.regression": True, "keep": "last", "seed": 0}
+    beside = small_runs.config(cache_dir, pretrained, **beside)
+    logistic.fit(beside, setup.prepare(beside, Run(tmp_path), None), iter)
     monkeypatch.setattr(logistic, "_MOST", 10 * n - 1)
     logistic.fit(config, training, iter)
-    assert [len(rows) for rows, *_ in solved] == [10 * n, n]
+    assert [len(rows) for rows, *_ in solved] == [10 * n, 10 * n, n]
 
 
 @pytest.mark.slow

@@ -116,14 +116,12 @@ def test_a_stop_while_it_is_fitted_loses_nothing(
     small_runs.assert_same(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
-def test_its_detector_is_trained_on(
-    exported, both, cache_dir, pretrained, tmp_path, monkeypatch
-):
+def test_its_detector_is_trained_on(exported, both, cache_dir, tmp_path, monkeypatch):
     """The regression is pulled to what it was; without it the rest goes on."""
     starts = []
-    fit = logistic.solve
+    solve = logistic.solve
     monkeypatch.setattr(
-        logistic, "solve", lambda *args: starts.append(args[3]) or fit(*args)
+        logistic, "solve", lambda *args: starts.append(args[3]) or solve(*args)
     )
     fields = {"init_heads": True, "epochs": 1}
     config = sum_config(cache_dir, exported, **fields)
@@ -143,11 +141,20 @@ def test_its_detector_is_trained_on(
     chex.assert_trees_all_equal(network.variables, expected)
 
 
-def test_without_it_the_network_goes_on_by_distillation(exported, cache_dir, tmp_path):
-    fields = {"model.regression": False, "init_heads": True, "epochs": 1}
+def test_both_go_on_without_old_pictures(exported, both, cache_dir, tmp_path):
+    """The network by distillation, the regression by what pulls it."""
+    fields = {"init_heads": True, "epochs": 1, "seed": 3}
     config = sum_config(cache_dir, exported, distillation=1.0, **fields)
     run = Run(small_runs.run(config, tmp_path))
-    assert "regression" not in run.variables["params"]
+    before, after = (Run(w).variables["params"] for w in (both, run.directory))
+    for part in ("classifier", "mobilenet_head"):
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_close(before[part], after[part])
+    layers = [tree["regression"]["classifier"] for tree in (before, after)]
+    assert not np.array_equal(layers[0]["kernel"], layers[1]["kernel"])
+    chex.assert_trees_all_equal(
+        *(tree["regression"]["backbone"] for tree in (before, after))
+    )
 
 
 def test_a_network_without_one_has_none_to_go_on_with(cache_dir, pretrained, tmp_path):

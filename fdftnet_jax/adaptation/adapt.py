@@ -205,6 +205,10 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
     config.model.backbone = "efficientnet_lite0"
     config.update_from_flattened_dict(defaults.FROM_IMAGENET)
     start = _start_from(options, config)
+    by_probe = _by_probe(options, start)
+    if by_probe is not None:
+        # (Refused before anything is made.)
+        _goes_on(options, start, by_probe)
     crops = faces.crops_for(options.faces, start.faces, _given(options))
     config.seed = options.seed
     if options.max_wrong is not None:
@@ -229,50 +233,55 @@ def make_config(options: Options, workdir: Path) -> ml_collections.ConfigDict:
         [config.data.replay_dir] = replayed
     else:
         config.data.replay = 0
-    _set_method(options, config, start)
-    return config.lock()
-
-
-def _set_method(
-    options: Options, config: ml_collections.ConfigDict, start: _Start
-) -> None:
-    """Sets what is fitted or trained, and whether the network of the start goes on.
-
-    Raises:
-      UserError: the start would be forgotten.
-    """
-    by_probe = _by_probe(options, config, start)
+    if by_probe is None:
+        by_probe = _are_few(config.data.dir)
     if by_probe:
         config.update_from_flattened_dict(defaults.probe(config.model.backbone))
         config.optimizer.warmup_epochs = 0.0
-    if start.model is None or start.model["kind"] not in registry.ON_BACKBONE:
-        return
-    if by_probe == start.fitted:
-        # The same network goes on, with all its layers.
+    if start.model is not None and _goes_on(options, start, by_probe):
         config.init_heads = True
         known = set(config.model)
         own = {name: value for name, value in start.model.items() if name in known}
         config.model.update(_WITHOUT | own)
-        if not by_probe and not options.old:
+        if not by_probe and not config.data.replay:
             # What it knows of old forgeries shows in what it says of these pictures.
             config.distillation = _DISTILLATION
-    elif not options.old:
-        raise UserError(
-            f"{options.start} is not trained on but begun anew, and would forget the "
-            "forgeries that it knows: give pictures of them with --old"
-        )
+    return config.lock()
 
 
-def _by_probe(
-    options: Options, config: ml_collections.ConfigDict, start: _Start
-) -> bool:
-    """Whether to fit a regression rather than train; says so where the user did not."""
-    decided = options.method != "auto" or options.epochs
-    if decided or not (start.model is None or start.fitted):
+def _by_probe(options: Options, start: _Start) -> bool | None:
+    """Whether a regression is fitted; None where the number of pictures decides."""
+    if options.method != "auto" or options.epochs:
         return options.method == "probe"
+    return None if start.model is None or start.fitted else False
+
+
+def _goes_on(options: Options, start: _Start, by_probe: bool) -> bool:
+    """Whether the network of the start goes on, with all its layers.
+
+    Raises:
+      UserError: it would be forgotten.
+    """
+    if start.model is None or start.model["kind"] not in registry.ON_BACKBONE:
+        return False
+    if by_probe == start.fitted:
+        return True
+    if not options.old:
+        kinds = ("a regression", "probe"), ("a network", "fdftnet")
+        (own, method), (other, _) = kinds if start.fitted else kinds[::-1]
+        raise UserError(
+            f"{options.start} is {own}, and {other} in its place would begin anew and "
+            "forget the forgeries that it knows: give pictures of them with --old, or "
+            f"go on with what it is by --method {method}"
+        )
+    return False
+
+
+def _are_few(folder: str) -> bool:
+    """Whether a regression is fitted to the pictures of a data set; says so."""
     labels = [
         given.label
-        for given in splits.list_files(config.data.dir)
+        for given in splits.list_files(folder)
         if given.suffix in images.SUFFIXES
     ]
     number = int(FRACTIONS["train"] * min(labels.count(label) for label in (0, 1)))
@@ -281,7 +290,7 @@ def _by_probe(
     say(
         f"with about {number} pictures of a class to train on, a regression on frozen "
         f"features is fitted: below {_FEW} it finds as much alone as with a trained "
-        "network beside it, which --method fdftnet makes"
+        "network beside it"
     )
     return True
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 import fdftnet_jax
 from fdftnet_jax import files, parallel
 from fdftnet_jax.data import caches, pipeline, preprocess
+from fdftnet_jax.errors import UserError
 from fdftnet_jax.models import registry
 from fdftnet_jax.training import feed, processes, setup, steps
 
@@ -41,7 +42,7 @@ PENALTY = 500.0
 # Windows of an image along each axis.
 _GRID = 3
 # The most rows that are fitted, those of windows among them: all features are held in
-# memory, a few times over; 140 kB a row of the largest. The seed draws the images.
+# memory, four times over; 70 kB a row of the largest. The seed draws the images.
 _MOST = 20_000
 # Of a network's description: what the features depend on.
 _OF_FEATURES = ("backbone", "variant", "taps", "block_taps", "dtype")
@@ -83,16 +84,14 @@ def fit(
         + f" and {windows} windows of each" * (windows > 0)
         + f", from the coefficients in {config.init_from}" * (start is not None)
     )
+    features, of_each, shares = pooled, labels, weights
     if windows:
-        of_windows = cached_features(config, training, rows, checked, grid=_GRID)
-        w, b = solve(
-            np.concatenate([pooled, of_windows]),
-            np.concatenate([labels, np.repeat(labels, windows)]),
-            np.concatenate([weights / 2, np.repeat(weights / 2 / windows, windows)]),
-            start,
+        features = np.concatenate(
+            [pooled, cached_features(config, training, rows, checked, grid=_GRID)]
         )
-    else:
-        w, b = solve(pooled, labels, weights, start)
+        of_each = np.concatenate([labels, np.repeat(labels, windows)])
+        shares = np.concatenate([weights, np.repeat(weights / windows, windows)]) / 2
+    w, b = solve(features, of_each, shares, start)
     # The log odds of fake are the difference of the two logits.
     kernel = np.stack([-w / 2, w / 2], -1).astype(np.float32)
     bias = np.array([-b / 2, b / 2], np.float32)
@@ -121,17 +120,27 @@ def solve(
 
     Returns:
       w [k] and b; `features @ w + b` are the log odds of label 1.
+
+    Raises:
+      UserError: a feature is not finite.
     """
-    mean, deviation = (f(features, 0, np.float64) for f in (np.mean, np.std))
+    mean = np.mean(features, 0, np.float64)
+    if not np.isfinite(mean).all():
+        raise UserError(
+            "expected finite features of the backbone, found some that are not; start "
+            "from other weights (--config.init_from)"
+        )
+    deviation = np.std(features, 0, np.float64)
+    count = features.shape[1]
+    before, intercept = (np.zeros(count), 0.0) if start is None else start
+    sign = np.where(labels == 1, 1.0, -1.0)
+    # (In the precision of the features, of which a copy takes gigabytes.)
+    margin_before = sign * (features @ before.astype(features.dtype) + intercept)
     # A feature that is the same in all images says nothing.
     varies = deviation > 1e-6 * (1 + np.abs(mean))
     scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
     standardised = features - mean
     standardised *= scale
-    count = features.shape[1]
-    before, intercept = (np.zeros(count), 0.0) if start is None else start
-    sign = np.where(labels == 1, 1.0, -1.0)
-    margin_before = sign * (features @ before + intercept)
 
     def loss(change: np.ndarray) -> tuple[float, np.ndarray]:
         """The sum and its gradient by the change of w, standardised, and of b."""

@@ -155,12 +155,13 @@ class _Loop:
         self._feed.waited = 0.0
         watch = StepWatch(progress.sums, self._run, training.data.paths)
         try:
-            if self._config.optimizer.name == "logistic":
+            if self._config.optimizer.name != "logistic":
+                self._steps(watch, bar)
+            # (A run that was stopped in its validation has been fitted.)
+            elif progress.steps == 0:
                 metrics = jax.tree.map(np.float32, {**self._fit(), "nonfinite": 0.0})
                 progress.steps = 1
                 watch.add(1, np.zeros((1, 0), np.int32), steps.replicate(metrics))
-            else:
-                self._steps(watch, bar)
             progress.sums = watch.sums()
             seconds = time.perf_counter() - began
             validation = self._validate()
