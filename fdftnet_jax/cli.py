@@ -18,8 +18,8 @@ _ADAPT = """\
 Makes a detector of a new forgery from a folder of real pictures and one of
 forged ones. The pictures are split: 70 % are learned from, 15 % set the
 threshold, 15 % test it once. With fewer than 400 of a class to learn from, a
-regression on what a network of many photographs sees is fitted, in a minute or
-two; with more, that network is trained, with FDFtNet's branches, and what the
+regression on what a network of many photographs sees is fitted, in minutes;
+with more, that network is trained, with FDFtNet's branches, and what the
 regression says is added. Pictures of one kind are what it learns: real and
 forged ones should differ in nothing but the forgery, not in size, format or
 source.
@@ -40,9 +40,10 @@ as fake ones real. Loss and accuracy of an epoch are those of one window in the
 middle of each validation picture; the test takes all of a picture. The report
 beside F says the rest. With --old and a detector to start from, an old forgery
 that may have been forgotten beyond --max-forgetting keeps the file from being
-written. Without --old, a regression is pulled to what it was, and a network
-holds on to what it said of the new pictures: some of what it knew stays. Where
-one follows the other, it is begun anew, which needs --old.
+written. Without --old, what a detector said before holds it: some of what it
+knew stays. Where a regression would be replaced by a network (400 pictures or
+more, --method fdftnet, --epochs), or a network by a regression, --old has to be
+given.
 
 Ctrl-C stops; the same command goes on. On two CPU cores 1,500 pictures of
 256x256 take a quarter of an hour or more, 200 about a minute.

@@ -162,6 +162,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.size = 64
     # crops: side of the windows that are trained on, where images are scored by larger
     # ones; 0 for data.size. An image smaller than data.size is enlarged to it in both.
+    # A regression is fitted to such windows, too, of up to 2,000 images.
     config.data.train_size = 0
     # Scaling of the pixels: 'minus_one_one', 'zero_one', 'imagenet' or 'clip' (mean and
     # standard deviation of these); '' is what the weights of init_from expect, or
@@ -216,7 +217,7 @@ def get_config() -> ml_collections.ConfigDict:
     # one.
     config.init_from = ""
     # From a run or a detector of the same network: start with all its layers, not with
-    # its backbone alone.
+    # its backbone alone. A regression is pulled to its coefficients then, not to zero.
     config.init_heads = False
     # init_heads: weight of distillation (Li and Hoiem 2018), the divergence from what
     # the network that training starts from says of an image, where that is right (a
