@@ -38,8 +38,11 @@ SIDES = {
     ("xception", "torch"): (2, 4, 7, 10),
     ("efficientnet_lite0", "keras"): (2, 4, 7, 10),
     ("vit", "clip_b16"): (4, 8, 14, 18),
-    ("vit", "dinov2_s14"): (4, 9, 16, 21),
-    ("vit", "dinov2_s14_reg"): (4, 9, 16, 21),
+    **{
+        ("vit", f"dinov2_{size}14{registers}"): (4, 9, 16, 21)
+        for size in "sb"
+        for registers in ("", "_reg")
+    },
 }
 
 
