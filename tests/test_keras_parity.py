@@ -54,7 +54,8 @@ def _networks(name):
     return every_layer, variables
 
 
-SLOW = [pytest.param(size, marks=pytest.mark.slow) for size in (224, 299)]
+MARKS = {224: pytest.mark.slow, 299: pytest.mark.long}
+SLOW = [pytest.param(size, marks=mark) for size, mark in MARKS.items()]
 
 
 @pytest.mark.parametrize("size", [64, *SLOW])

@@ -137,7 +137,7 @@ def test_a_file_that_ends_early(name):
         check_prefix(name, length)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_ends_at_any_byte(name):
     for length in range(len(FILES[name])):
