@@ -435,6 +435,20 @@ def test_a_start_from_before_some_fields_existed(pictures, start, tmp_path):
     assert found == arrays
 
 
+def test_a_regression_from_before_there_were_taps_of_blocks(pictures, start, tmp_path):
+    """Its layer fits the features that it was fitted to, not those of today."""
+    contents = file.read(start)
+    model = {"kind": "linear", "backbone": "efficientnet_lite0", "variant": "torch"}
+    fitted = {**contents.card["config"], "optimizer": {"name": "logistic"}}
+    card = {**contents.card, "model": {**model, "taps": True}, "config": fitted}
+    old = tmp_path / "old.safetensors"
+    file.write(old, contents.arrays, card)
+    given = dataclasses.replace(options(pictures, "x", old), epochs=0)
+    config = adapt.make_config(given, tmp_path / "work")
+    assert config.init_heads and config.optimizer.name == "logistic"
+    assert config.model.taps and not config.model.block_taps
+
+
 def test_a_regression_beside_a_network_goes_on_with_it(pictures, start, tmp_path):
     """With old pictures and without: it is pulled to what it was."""
     contents = file.read(start)

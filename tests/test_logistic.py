@@ -145,14 +145,15 @@ def test_features_are_computed_once(
     again = small_runs.run(probe_config(cache_dir, pretrained), tmp_path / "again")
     assert not computed
     small_runs.assert_same(probe, again)
-    # Fewer images, or another view of them, are other features.
+    # Fewer images, another view of them, or other taps are other features.
     for name, change in (
         ("shots", {"data.shots": 8}),
         ("view", {"data.view": "crops"}),
+        ("taps", {"model.taps": False}),
     ):
         config = probe_config(cache_dir, pretrained, **change)
         small_runs.run(config, tmp_path / name)
-    assert len(computed) == 2
+    assert len(computed) == 3
 
 
 def test_a_run_goes_on_from_the_coefficients_of_another(

@@ -142,7 +142,7 @@ def test_its_detector_is_trained_on(exported, both, cache_dir, tmp_path, monkeyp
 
 
 def test_both_go_on_without_old_pictures(exported, both, cache_dir, tmp_path):
-    """The network by distillation, the regression by what pulls it."""
+    """Both are fitted further; the features of the regression stay as they are."""
     fields = {"init_heads": True, "epochs": 1, "seed": 3}
     config = sum_config(cache_dir, exported, distillation=1.0, **fields)
     run = Run(small_runs.run(config, tmp_path))

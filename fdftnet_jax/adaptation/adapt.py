@@ -267,8 +267,9 @@ def _goes_on(options: Options, start: _Start, by_probe: bool) -> bool:
     if by_probe == start.fitted:
         return True
     if not options.old:
-        kinds = ("a regression", "probe"), ("a network", "fdftnet")
-        (own, method), (other, _) = kinds if start.fitted else kinds[::-1]
+        own, other, method = "a network", "a regression", "fdftnet"
+        if start.fitted:
+            own, other, method = "a regression", "a network", "probe"
         raise UserError(
             f"{options.start} is {own}, and {other} in its place would begin anew and "
             "forget the forgeries that it knows: give pictures of them with --old, or "
@@ -278,7 +279,7 @@ def _goes_on(options: Options, start: _Start, by_probe: bool) -> bool:
 
 
 def _are_few(folder: str) -> bool:
-    """Whether a regression is fitted to the pictures of a data set; says so."""
+    """Whether the pictures are so few that a regression is fitted to them; says so."""
     labels = [
         given.label
         for given in splits.list_files(folder)
@@ -337,7 +338,7 @@ def _given(options: Options) -> list[str]:
 
 
 def _start_from(options: Options, config: ml_collections.ConfigDict) -> _Start:
-    """Finds what the training starts from; it sees pictures as that did."""
+    """Finds what the training starts from; sets how pictures are seen as that did."""
     start = options.start
     config.init_from = os.path.realpath(start) if os.path.exists(start) else start
     by_name = (start, config.model.backbone) in published.FILES

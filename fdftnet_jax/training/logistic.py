@@ -4,21 +4,21 @@ The backbone sees every training image once, without augmentation, as evaluation
 Its k features are standardised, and L-BFGS finds the minimum of the loss, summed over
 the images, plus |w - v|^2 / (2 C) with C = 500 / k. Here v is zero, or the coefficients
 that a regression had before where the run goes on from it (`config.init_heads`): what
-the new images do not contradict stays known. The result is a dense layer: all that a
-network of the kind 'linear' learns, or what FDFtNet adds to its own logits
-(`config.model.regression`). Either is calibrated, evaluated and exported like any other
-network.
+the new images do not contradict stays known. (The logistic regression of scikit-learn
+has no v.) The result is a dense layer: all that a network of the kind 'linear' learns,
+or what FDFtNet adds to its own logits (`config.model.regression`). Either is
+calibrated, evaluated and exported like any other network.
 
 Where windows of images are trained on that are smaller than what is scored, the
-regression is fitted to nine of them, too, which weigh as much as their image: of few
-pictures it learns more so, and of many, too (docs/results.md).
+regression is fitted to nine of them, too, which weigh as much as their image: it finds
+more then (docs/results.md).
 """
 
 import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -77,7 +77,9 @@ def fit(
     pooled = cached_features(config, training, rows, checked)
     start = None
     if config.init_heads:
-        kernel, bias = (_layer(training.state.params)[k] for k in ("kernel", "bias"))
+        params = training.state.params
+        layer = params.get("regression", params)["classifier"]
+        kernel, bias = layer["kernel"], layer["bias"]
         start = (kernel[:, 1] - kernel[:, 0]).astype(float), float(bias[1] - bias[0])
     processes.say(
         f"logistic regression on {pooled.shape[1]:,} features of {len(labels):,} images"
@@ -163,11 +165,6 @@ def solve(
     )
     change = found.x[:-1] * scale
     return before + change, intercept + found.x[-1] - change @ mean
-
-
-def _layer(params: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-    """The dense layer that is fitted: FDFtNet's is that of its regression."""
-    return params.get("regression", params)["classifier"]
 
 
 def cached_features(
