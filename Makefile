@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # What `make test`, `test-slow`, `test-all` and `test-long` run: all files, or some.
 TESTS ?= tests
-# Such as 90: `make test` measures coverage, which has to be that high, in percent.
+# Such as 90: `make test-all` measures coverage, which has to be that high, in percent.
 COVERAGE ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -18,9 +18,9 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo   set up, then run the main job on the embedded data (runs/demo)"
-	@echo "make test   set up, then run the tests (COVERAGE=90: with coverage)"
-	@echo "make test-slow  whole runs of commands, kills, a browser, large images"
-	@echo "make test-all   both at once, which shares what they compile"
+	@echo "make test   set up, then run the tests for daily work"
+	@echo "make test-slow  whole trainings and commands, kills, a browser, large images"
+	@echo "make test-all   both at once (COVERAGE=90: with coverage)"
 	@echo "make test-long  kills and damage at random, every backbone, Ray"
 	@echo "make lint   set up, then run ruff and the type checker"
 	@echo "make clean  remove the set-up"
@@ -29,14 +29,14 @@ demo: $(READY)
 	$(BIN)/python -m experiments.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) $(TESTS) \
-	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE))
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not long" $(TESTS)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(TESTS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(TESTS) \
+	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE))
 
 test-long: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) -m long $(TESTS)

@@ -177,6 +177,7 @@ def test_the_same_command_again(adapted, pictures, start):
     )
 
 
+@pytest.mark.slow
 def test_a_bound_on_wrong_verdicts_sets_two_thresholds(
     adapted, pictures, start, monkeypatch, capsys
 ):
@@ -527,6 +528,7 @@ def test_files_beside_the_pictures_do_not_count(tmp_path, monkeypatch):
     assert config.optimizer.name == "logistic"
 
 
+@pytest.mark.slow
 def test_a_regression_on_the_features_of_a_detector(pictures, start, tmp_path, capsys):
     """Its file is tested beside that of the start, and judges pictures."""
     given = options(pictures, tmp_path / "new.safetensors", start, epochs=0)

@@ -12,6 +12,8 @@ from fdftnet_jax.models import registry
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import steps
 
+pytestmark = pytest.mark.slow
+
 # Smaller images leave ShallowNetV3 and SqueezeNet without pixels.
 SIZE = 64
 

@@ -36,6 +36,7 @@ def _zeros(config):
     return {"batch_stats": {}} | variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", benchmark.MODES)
 def test_the_timed_step_is_that_of_the_mode(mode):
     work = benchmark.prepare(_config(mode), mode)
@@ -140,6 +141,7 @@ def _check(found):
     assert found["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_a_measurement_its_report_and_the_last_line(tmp_path):
     code = (
         "import small_runs; from experiments import benchmark, launch; "

@@ -15,6 +15,8 @@ from fdftnet_jax.evaluation import calibration, scoring
 from fdftnet_jax.evaluation.calibration import Options
 from fdftnet_jax.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(finetuned, tmp_path):

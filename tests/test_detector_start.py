@@ -11,6 +11,8 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import config_values, initialization, setup
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache_dir):

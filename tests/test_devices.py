@@ -58,6 +58,7 @@ def compare_one_and_all_devices():
             chex.assert_trees_all_close(after, before, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_see_the_same():
     flags = os.environ["XLA_FLAGS"].replace("device_count=2", "device_count=8")
     ended = subprocess.run(
@@ -108,6 +109,7 @@ def called_for_three(cache_dir, tmp_path_factory):
     return small_runs.run(small_runs.config(cache_dir, steps_per_call=3), workdir)
 
 
+@pytest.mark.slow
 def test_a_run_of_several_steps_a_call(called_for_three, pretrained):
     found, expected = (
         [list(row.values()) for row in small_runs.history(workdir)]
@@ -118,6 +120,7 @@ def test_a_run_of_several_steps_a_call(called_for_three, pretrained):
     chex.assert_trees_all_close(*arrays, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_between_two_calls(
     called_for_three, cache_dir, tmp_path, monkeypatch
 ):
@@ -144,6 +147,7 @@ def test_a_signal_stops_between_two_calls(
 # What the devices keep.
 
 
+@pytest.mark.slow
 def test_a_run_that_sends_each_batch_is_the_same(pretrained, cache_dir, tmp_path):
     config = small_runs.config(cache_dir, **{"data.device_megabytes": 0})
     small_runs.run(config, tmp_path)

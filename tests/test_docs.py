@@ -133,6 +133,7 @@ def test_marked_commands_are_those_of_the_parsers(parsed):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_commands_without_a_mark_run(tmp_path):
     from PIL import Image, ImageDraw
 

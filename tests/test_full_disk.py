@@ -14,6 +14,8 @@ from fdftnet_jax import files
 from fdftnet_jax.checkpoint import Checkpoints
 from fdftnet_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -327,6 +327,7 @@ def test_make_prints_the_table_and_ends_with_an_error_where_runs_failed(
     assert capsys.readouterr().out == "4 scored\n"
 
 
+@pytest.mark.slow
 def test_a_diverging_run_fails_and_the_others_go_on(cache_dir, tmp_path):
     """With real training."""
     diverging = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}

@@ -18,6 +18,8 @@ from fdftnet_jax.records import Lineage
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import loop, run_data
 
+pytestmark = pytest.mark.slow
+
 GENERATORS = ("blended", "negative", "upsampled")
 
 

@@ -112,6 +112,7 @@ def test_variant_and_scaling_travel_on(probe, cache_dir, weights, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_pre_training_from_a_file(weights, cache_dir, tmp_path, capsys):
     """All layers but the top are the file's; an own scaling replaces the usual one."""
     changes = {"optimizer.learning_rate": 0.0, "data.scaling": "zero_one"}

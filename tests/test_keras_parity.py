@@ -58,6 +58,7 @@ MARKS = {224: pytest.mark.slow, 299: pytest.mark.long}
 SLOW = [pytest.param(size, marks=mark) for size, mark in MARKS.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, *SLOW])
 @pytest.mark.parametrize("name", sorted(keras_networks.BUILDERS))
 def test_every_layer_agrees_with_keras(name, size):

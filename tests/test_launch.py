@@ -32,6 +32,7 @@ def start(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "arguments", "message"),
     [
@@ -91,6 +92,7 @@ def test_help_lists_the_flags_of_the_experiment():
         assert text in ended.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(pretrained, workdir)
@@ -117,6 +119,7 @@ def test_evaluate_prints_what_it_wrote(pretrained, tmp_path):
     assert (workdir / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_calibrated(pretrained, cache_dir, tmp_path):
     """By the command; with other options a finished run is calibrated anew."""
     workdir = tmp_path / "run"

@@ -12,6 +12,8 @@ from fdftnet_jax.errors import UserError
 from fdftnet_jax.evaluation import scoring
 from fdftnet_jax.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_fine_tuning_starts_from_the_best_backbone_and_keeps_it(
     cache_dir, tmp_path, monkeypatch

@@ -295,6 +295,7 @@ def test_a_frozen_backbone_runs_as_in_inference():
     assert np.abs(released - inference).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), SIDES)
 def test_other_image_sizes(name, variant):
     model = registry.get_backbone(name, variant=variant)

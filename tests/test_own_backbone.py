@@ -33,6 +33,7 @@ def _init(backbone, **options):
     )
 
 
+@pytest.mark.slow
 def test_pretrain_finetune_evaluate(tmp_path, cache_dir):
     changes = {"model.backbone": PATH, "epochs": 1, **small_runs.NO_AUGMENTATION}
     base, fdft = tmp_path / "base", tmp_path / "fdft"

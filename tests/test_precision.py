@@ -21,6 +21,7 @@ def _dtypes(tree):
     return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone", ["squeezenet", "shallownetv3", "resnet50v2", "xception"]
 )
@@ -86,6 +87,7 @@ def test_logits_are_near_those_of_float32():
     chex.assert_trees_all_close(ours, exact, atol=0.03)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_keeps_float32_and_is_scored_as_it_was_validated(
     cache_dir, tmp_path, monkeypatch
 ):

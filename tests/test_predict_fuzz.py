@@ -112,6 +112,7 @@ def films(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=4, derandomize=True, deadline=None, database=None)
 @hypothesis.given(
     st.lists(

@@ -16,6 +16,8 @@ from fdftnet_jax.prediction import explain
 from fdftnet_jax.run import Run
 from fdftnet_jax.training import config_values, defaults, logistic, setup
 
+pytestmark = pytest.mark.slow
+
 
 def sum_config(cache_dir, start, **changes):
     """All of the network is trained, so that its backbone is no longer the frozen."""

@@ -252,6 +252,7 @@ def test_only_whole_views_of_one_process_stay_on_the_devices(monkeypatch):
 # Runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -281,6 +282,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     small_runs.assert_same(whole, tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_a_backbone_is_released_at_its_epoch(pretrained, cache_dir, tmp_path):
     """Up to then the run is that of a frozen one."""
     backbones = []

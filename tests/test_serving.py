@@ -716,6 +716,7 @@ def test_the_page_says_what_it_is(served):
     assert outside == [] and "<style" not in page and "style=" not in page
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, folder):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "fdftnet_jax.cli", "serve", "--no-open"]

@@ -7,6 +7,8 @@ from PIL import Image
 
 from fdftnet_jax.data import splits
 
+pytestmark = pytest.mark.slow
+
 FRACTIONS = {"train": 0.4, "validation": 0.2, "test": 0.4, "finetune": 0.0}
 
 
