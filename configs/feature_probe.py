@@ -6,7 +6,8 @@ r"""Fits a probe of a backbone's features, the baseline that a fine-tuning has t
 
 The argument is `BACKBONE,DATA`. The mean and deviation of the frozen backbone's feature
 maps of many depths are computed once, and kept; a logistic regression on them follows,
-on those of windows of each picture, too. It takes minutes.
+on those of windows of compressed and scaled versions of each picture, too. It takes
+minutes.
 """
 
 import ml_collections

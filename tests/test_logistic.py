@@ -10,7 +10,7 @@ import small_runs
 from sklearn import metrics
 
 from fdftnet_jax.checkpoint import Checkpoints
-from fdftnet_jax.data import images, pipeline, preprocess
+from fdftnet_jax.data import corruptions, images, pipeline, preprocess
 from fdftnet_jax.detector import detector, export
 from fdftnet_jax.errors import Interrupted, UserError
 from fdftnet_jax.evaluation import scoring
@@ -211,7 +211,8 @@ def test_features_that_are_not_finite():
 def test_windows_weigh_as_much_as_the_image(
     cache_dir, pretrained, tmp_path, monkeypatch
 ):
-    """Nine of each, as large as those that training would draw."""
+    """Nine of each, as large as those that training would draw, and scaled as there."""
+    monkeypatch.setattr(corruptions, "FACTORS", (0.5, 0.5))
     solved = []
     solve = logistic.solve
     monkeypatch.setattr(
@@ -219,7 +220,7 @@ def test_windows_weigh_as_much_as_the_image(
     )
     side = small_runs.SIZE // 2
     fields = {"data.view": "crops", "data.crop_grid": 1, "data.train_size": side}
-    fields |= {"class_balance": "weights", "augment.jpeg": 0.1}
+    fields |= {"class_balance": "weights", "augment.rescale": 1.0}
     config = probe_config(cache_dir, pretrained, **fields)
     training = setup.prepare(config, Run(tmp_path), None)
     logistic.fit(config, training, iter)
@@ -235,7 +236,7 @@ def test_windows_weigh_as_much_as_the_image(
     assert (n, height) == (24, 2 * small_runs.SIZE)
     places = (0, (height - side) // 2, height - side)
     windows = [
-        picture[y : y + side, x : x + side]
+        corruptions.rescale(picture, 0.5)[y : y + side, x : x + side]
         for picture in pictures
         for y in places
         for x in places
@@ -262,6 +263,35 @@ def test_windows_weigh_as_much_as_the_image(
     monkeypatch.setattr(logistic, "_MOST", 10 * n - 1)
     logistic.fit(config, training, iter)
     assert [len(rows) for rows, *_ in solved] == [10 * n, 10 * n, n]
+
+
+def test_each_window_is_of_another_version(
+    cache_dir, pretrained, tmp_path, monkeypatch
+):
+    """Compressed at random, and in the same way whenever it is fitted again."""
+    fields = {"data.view": "crops", "data.crop_grid": 1}
+    fields |= {"data.train_size": small_runs.SIZE // 2}
+
+    def of_windows(**changes):
+        """[pictures, 9, features] of the windows."""
+        solved = []
+        monkeypatch.setattr(
+            logistic, "solve", lambda *args: solved.extend(args) or solve(*args)
+        )
+        config = probe_config(cache_dir, pretrained, **fields | changes)
+        logistic.fit(config, setup.prepare(config, Run(tmp_path), None), iter)
+        number = len(solved[0]) // 10
+        return solved[0][number:].reshape(number, 9, -1)
+
+    solve = logistic.solve
+    plain = of_windows()
+    found, again = (of_windows(**{"augment.jpeg": 0.5}) for _ in range(2))
+    np.testing.assert_array_equal(found, again)
+    same = np.isclose(found, plain, atol=1e-5).all(-1)
+    assert 0.3 < same.mean() < 0.7
+    assert (same.any(1) & ~same.all(1)).mean() > 0.9
+    other = of_windows(**{"augment.jpeg": 0.5, "seed": 1})
+    assert (np.isclose(other, plain, atol=1e-5).all(-1) != same).any()
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def probe(backbone: str) -> dict[str, Any]:
     """The fields of a logistic regression on frozen features, over those of a recipe.
 
     The mean and deviation of feature maps of many depths are computed once, from the
-    pictures as they are.
+    pictures as they are and from windows of compressed and scaled versions of them.
 
     Args:
       backbone: whose features they are; only some have taps of every block.
@@ -80,8 +80,6 @@ def probe(backbone: str) -> dict[str, Any]:
         "augment.translation": 0,
         "augment.flip": False,
         "augment.cutout_alpha": 0,
-        "augment.jpeg": 0.0,
-        "augment.rescale": 0.0,
     }
 
 
@@ -162,7 +160,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.size = 64
     # crops: side of the windows that are trained on, where images are scored by larger
     # ones; 0 for data.size. An image smaller than data.size is enlarged to it in both.
-    # A regression is fitted to such windows, too, of up to 2,000 images.
+    # A regression is fitted to such windows, too, of up to 2,000 images (see augment).
     config.data.train_size = 0
     # Scaling of the pixels: 'minus_one_one', 'zero_one', 'imagenet' or 'clip' (mean and
     # standard deviation of these); '' is what the weights of init_from expect, or
@@ -298,7 +296,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Cutout: 0..alpha squares of 4 * U{1..beta} pixels.
     config.augment.cutout_alpha = 0
     config.augment.cutout_beta = 5
-    # Before all that, on the host and at a picture's own size, anew in each epoch:
+    # Before all that, on the host and at a picture's own size, anew in each epoch, or
+    # for each window that a regression is fitted to:
     # probability of JPEG compression, quality drawn evenly from 30 to 95.
     config.augment.jpeg = 0.0
     # Probability of Gaussian blur, sigma drawn evenly from 0.5 to 3 pixels.

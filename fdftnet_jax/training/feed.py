@@ -142,13 +142,14 @@ def random_view(
 
     None where an image always has the same one: 'resize' of a picture as it is.
     """
-    drawn = _corruptions(config)
+    drawn = corruptions_of(config)
     if drawn:
         return lambda image, rng: preprocessing.random_view(drawn(image, rng), rng)
     return preprocessing.random_view if preprocessing.view == "crops" else None
 
 
-def _corruptions(config: ml_collections.ConfigDict) -> corruptions.Drawn:
+def corruptions_of(config: ml_collections.ConfigDict) -> corruptions.Drawn:
+    """What a training image meets before a view of it is drawn."""
     return corruptions.Drawn(
         config.augment.jpeg, config.augment.blur, config.augment.rescale
     )
@@ -194,7 +195,7 @@ def fits_devices(config: ml_collections.ConfigDict, num_images: int) -> bool:
     return (
         jax.process_count() == 1
         and config.data.view == "resize"
-        and not _corruptions(config)
+        and not corruptions_of(config)
         and size <= config.data.device_megabytes * 10**6
     )
 

@@ -10,14 +10,16 @@ or what FDFtNet adds to its own logits (`config.model.regression`). Either is
 calibrated, evaluated and exported like any other network.
 
 Where windows of images are trained on that are smaller than what is scored, the
-regression is fitted to nine of them, too, which weigh as much as their image: it finds
-more then (docs/results.md).
+regression is fitted to nine of them, too, which weigh as much as their image. Each is
+cut out of another version of the image, compressed and scaled as in a training: it
+finds more then (docs/results.md).
 """
 
 import functools
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -89,7 +91,7 @@ def fit(
     features, of_each, shares = pooled, labels, weights
     if windows:
         features = np.concatenate(
-            [pooled, cached_features(config, training, rows, checked, grid=_GRID)]
+            [pooled, cached_features(config, training, rows, checked, windows=True)]
         )
         of_each = np.concatenate([labels, np.repeat(labels, windows)])
         shares = np.concatenate([weights, np.repeat(weights / windows, windows)]) / 2
@@ -172,7 +174,7 @@ def cached_features(
     training: setup.Training,
     rows: np.ndarray,
     checked: Checked,
-    grid: int = 0,
+    windows: bool = False,
 ) -> np.ndarray:
     """The features of the training images, from the cache if they were computed before.
 
@@ -184,12 +186,12 @@ def cached_features(
       training: as for `fit`.
       rows: [n] of the training source.
       checked: as for `fit`.
-      grid: of windows as large as those that are trained on, along each axis; 0 takes
-        the views that are scored.
+      windows: of which nine of each image are taken in place of the views that are
+        scored.
 
     Returns:
       [n, features] float32: what the dense layer sees of these images, averaged over
-      the views of an image; or [n * grid^2, features], a window after the other.
+      the views of an image; or [n * 9, features], a window after the other.
     """
     record, data = training.record, training.data
     model, view = record.model, record.preprocessing
@@ -219,7 +221,7 @@ def cached_features(
         digest.update(np.ascontiguousarray(leaf).tobytes())
     cache = caches.cache_dir(config.data.cache_dir)
     path = cache / "features" / f"{digest.hexdigest()[:32]}.npy"
-    kept = ":" not in model["backbone"] and not grid
+    kept = ":" not in model["backbone"] and not windows
     if kept and path.is_file():
         processes.say(f"features of {len(rows):,} images: read from {path}")
         return np.load(path)
@@ -227,9 +229,10 @@ def cached_features(
     apply = registry.computing_in(model["dtype"], module.apply)
     # (Shown on a terminal only.)
     with tqdm(total=len(rows), unit="img", disable=None) as bar:
-        seen = functools.partial(view.train_grid, grid=grid) if grid else view
+        seen = functools.partial(_windows, config, view) if windows else view
         batches = checked(training.images.train_batches_in_order(rows, seen))
-        pooled = compute(apply, variables, batches, view.scaling, bar.update, not grid)
+        mean = not windows
+        pooled = compute(apply, variables, batches, view.scaling, bar.update, mean)
     pooled = pooled[: len(rows)].reshape(-1, pooled.shape[-1])
     if kept:
         content = io.BytesIO()
@@ -238,6 +241,29 @@ def cached_features(
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, content.getvalue())
     return pooled
+
+
+def _windows(
+    config: ml_collections.ConfigDict, view: preprocess.Preprocessing, image: np.ndarray
+) -> np.ndarray:
+    """Windows evenly from edge to edge, each of another version of the image.
+
+    The versions are a function of the seed and the pixels.
+
+    Args:
+      config: as for `fit`.
+      view: of 'crops'.
+      image: [h, w, 3] uint8 RGB.
+
+    Returns:
+      [9, side, side, 3] uint8 RGB, as large as those that are trained on.
+    """
+    rng = np.random.default_rng([config.seed, zlib.crc32(image.tobytes())])
+    drawn = feed.corruptions_of(config)
+    number = _GRID**2
+    return np.stack(
+        [view.train_grid(drawn(image, rng), _GRID)[i] for i in range(number)]
+    )
 
 
 def compute(
