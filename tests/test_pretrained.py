@@ -68,7 +68,6 @@ def saved(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("name", ["resnet50v2", "xception"])
 def test_every_tensor_of_keras_applications(saved, name, suffix):
