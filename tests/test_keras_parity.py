@@ -54,12 +54,11 @@ def _networks(name):
     return every_layer, variables
 
 
-MARKS = {224: pytest.mark.slow, 299: pytest.mark.long}
-SLOW = [pytest.param(size, marks=mark) for size, mark in MARKS.items()]
+SIZES = [64, 224, pytest.param(299, marks=pytest.mark.long)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [64, *SLOW])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", sorted(keras_networks.BUILDERS))
 def test_every_layer_agrees_with_keras(name, size):
     """The top, which Keras makes for one size only, against NumPy."""
